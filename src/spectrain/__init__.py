@@ -1,0 +1,32 @@
+"""spectrain: train neural networks in low-rank and spectral form."""
+
+__version__ = "0.1.0"
+
+from spectrain import methods as _methods  # noqa: F401  (registers the methods)
+from spectrain.attachment import attach, detach
+from spectrain.errors import RunError, SpectrainError, UsageError
+from spectrain.groups import param_groups
+from spectrain.method import methods
+from spectrain.methods.full import FullRank
+from spectrain.methods.galore import GaLore
+from spectrain.methods.lora import LoRA
+from spectrain.methods.relora import ReLoRA
+from spectrain.methods.sst import SST
+from spectrain.surgery import apply, merge
+
+__all__ = [
+    "SST",
+    "FullRank",
+    "GaLore",
+    "LoRA",
+    "ReLoRA",
+    "RunError",
+    "SpectrainError",
+    "UsageError",
+    "apply",
+    "attach",
+    "detach",
+    "merge",
+    "methods",
+    "param_groups",
+]

@@ -1,0 +1,218 @@
+"""What a method declares, and the registry of methods.
+
+A method is four choices about one weight matrix: a parametrization, an initializer, a step rule and
+a schedule. `Method` holds the hooks for them; a subclass is a small frozen dataclass in one file
+under ``methods/`` that fills them in and registers itself with `register`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from spectrain.errors import UsageError
+from spectrain.papers import Paper
+
+if TYPE_CHECKING:
+    from spectrain.moments import Moments
+    from spectrain.parametrizations.base import Parametrization
+
+
+@dataclass(frozen=True)
+class Card:
+    """One method's record: its place on the four axes and where it comes from."""
+
+    key: str
+    title: str
+    summary: str
+    parametrization: str
+    initializer: str
+    step_rule: str
+    schedule: str
+    paper_schedule: str
+    papers: tuple[Paper, ...] = ()
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    symbol: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A method's hyper-parameter: its default, one line of help, the paper's symbol, what is allowed."""
+    bounds = {"minimum": minimum, "maximum": maximum, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": help, "symbol": symbol, **bounds})
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens every so many optimizer steps, to all layers that are due at once.
+
+    `action(layers, moments, clock)` runs after the step that brings the clock to a multiple of the
+    period; the period may differ by layer. Events of a method run in the order they are listed.
+    """
+
+    period: Callable[[Parametrization], int]
+    action: Callable[[Sequence[Parametrization], Moments, int], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. A subclass overrides only what its paper asks for.
+
+    Raises UsageError, naming field and allowed values, for a setting outside `option`'s bounds.
+    """
+
+    card: ClassVar[Card]
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            problem = _problem(f, getattr(self, f.name))
+            if problem:
+                raise UsageError(
+                    f"{self.card.title}: {f.name} is {getattr(self, f.name)!r}; {problem}"
+                )
+
+    @property
+    def title(self) -> str:
+        """The method's name in tables and pictures."""
+        return self.card.title
+
+    # --- parametrization and initializer -------------------------------------------------------
+
+    def parametrize(self, linear: nn.Module) -> Parametrization:
+        """The layer that takes the place of `linear`, with its factors at their start."""
+        raise NotImplementedError
+
+    def rate_scale(self, factor: str) -> float:
+        """Learning rate of the factor called `factor`, as a multiple of the factors' rate."""
+        return 1.0
+
+    # --- step rule -----------------------------------------------------------------------------
+
+    def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
+        """Before the first forward pass of optimizer step number `clock` (counted from 0)."""
+
+    def before_update(
+        self, layers: Sequence[Parametrization], moments: Moments, clock: int
+    ) -> None:
+        """Between the backward passes and the optimizer's update."""
+
+    def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
+        """Right after the optimizer's update; learning rates are still those just applied."""
+
+    # --- schedule ------------------------------------------------------------------------------
+
+    def events(self) -> tuple[Event, ...]:
+        """The periodic events, in the order in which those due at the same step run."""
+        return ()
+
+    def warmup_factor(self, clock: int) -> float:
+        """Multiplier of the factors' learning rate in step number `clock` (counted from 0)."""
+        return 1.0
+
+    @property
+    def has_schedule(self) -> bool:
+        """True if training needs `spectrain.attach`: the method acts after steps or at events."""
+        return bool(self.events()) or type(self).after_update is not Method.after_update
+
+    def phases(self, steps: int) -> list[tuple[Method, int]]:
+        """How a run of `steps` is divided: (method, steps) in order, each with its own attach."""
+        return [(self, steps)]
+
+    # --- for people ----------------------------------------------------------------------------
+
+    def schedule_text(self) -> str:
+        """The schedule with this instance's numbers in it."""
+        return self.card.schedule
+
+    def variations(self) -> list[str]:
+        """How this instance differs from the published method; empty when it does not."""
+        return []
+
+    def settings(self) -> dict[str, Any]:
+        """Name and hyper-parameters as plain JSON values."""
+        return {"name": self.card.key, **dataclasses.asdict(self)}
+
+
+def _problem(f: dataclasses.Field[Any], value: object) -> str:
+    """What is wrong with `value` for the field `f` made by `option`, or an empty string."""
+    low, high, choices = (f.metadata.get(key) for key in ("minimum", "maximum", "choices"))
+    if value is None and "None" in str(f.type):
+        return ""
+    if choices:
+        return "" if value in choices else f"allowed are {', '.join(choices)}"
+    if low is None:
+        return ""
+    whole = "int" in str(f.type)
+    kinds = int if whole else int | float
+    number = isinstance(value, kinds) and not isinstance(value, bool)
+    if number and low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
+        return ""
+    bound = f"{low} or more" if high is None else f"between {low} and {high}"
+    return f"it must be {'a whole number' if whole else 'a number'}, {bound}"
+
+
+def ramp(position: int, length: int) -> float:
+    """Linear warm-up: 1/length in the first step, 1 from step `length` on."""
+    return min(1.0, (position + 1) / length) if length else 1.0
+
+
+def event_generator(layer: Parametrization, clock: int) -> torch.Generator:
+    """The random numbers of `layer`'s event at `clock`: a function of its seed and the clock alone.
+
+    Nothing else needs saving for an exact resume, and every process draws the same.
+    """
+    mixed = (int(layer.seed) ^ (clock * 0x9E3779B97F4A7C15)) & 0x7FFF_FFFF_FFFF_FFFF
+    return torch.Generator().manual_seed(mixed)
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+M = TypeVar("M", bound=type[Method])
+
+
+def register(cls: M) -> M:
+    """Class decorator: make the method known to listings, command line and tests under its key."""
+    _REGISTRY[cls.card.key] = cls
+    return cls
+
+
+def registered() -> dict[str, type[Method]]:
+    """Registered method classes by key, in order of registration."""
+    return dict(_REGISTRY)
+
+
+def methods() -> tuple[Card, ...]:
+    """The records of all registered methods: names, four axes, papers."""
+    return tuple(cls.card for cls in _REGISTRY.values())
+
+
+def method_from(name: str, settings: dict[str, Any]) -> Method:
+    """The method called `name` with hyper-parameters `settings`; near names are suggested."""
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"there is no method called {name!r}{hint} (known: {', '.join(_REGISTRY)})"
+        )
+    cls = _REGISTRY[name]
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key in settings:
+        if key not in known:
+            raise UsageError(
+                f"{cls.card.title} has no setting called {key!r} (it has: {', '.join(known) or 'none'})"
+            )
+    missing = [n for n, f in known.items() if f.default is MISSING and n not in settings]
+    if missing:
+        raise UsageError(f"{cls.card.title} needs a value for {', '.join(missing)}")
+    return cls(**settings)

@@ -1,0 +1,139 @@
+"""GaLore: Adam in the leading subspace of the gradient, the basis refreshed now and then."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from spectrain.linalg import random_basis, randomized_basis, subspace_step, svd
+from spectrain.method import Card, Method, event_generator, option, register
+from spectrain.moments import Moments
+from spectrain.papers import GALORE
+from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.projected import Projected
+
+Layers = Sequence[Projected]
+
+
+@register
+@dataclass(frozen=True)
+class GaLore(Method):
+    """W ← W + scale · P ΔR, where ΔR is any optimizer's update for R's gradient Pᵀ G (or G Q).
+
+    P spans the r leading singular directions of the gradient, on the shorter side of W by default
+    (Zhao et al. 2024, algorithm 2). Weight decay of the factors' group acts on W, decoupled.
+    """
+
+    card: ClassVar[Card] = Card(
+        key="galore",
+        title="GaLore",
+        summary="dense weights whose optimizer works in a low-rank subspace of the gradient",
+        parametrization="W + P R, R folded into W after every step",
+        initializer="SVD of the gradient",
+        step_rule="fold: W ← W + scale · P R, R ← 0",
+        schedule="refresh the basis P",
+        paper_schedule="refresh every 200 steps (500 at 7B)",
+        papers=(GALORE,),
+    )
+
+    rank: int = option(help="rank of the subspace", symbol="r", minimum=1)
+    refresh_every: int = option(200, help="steps between refreshes", symbol="T", minimum=1)
+    scale: float = option(0.25, help="factor on the update of W", symbol="α", minimum=0.0)
+    side: str = option(
+        "std",
+        help="side of the basis: the shorter (std), the longer (reverse_std), rows or columns",
+        choices=("std", "reverse_std", "left", "right"),
+    )
+    projector: str = option(
+        "svd",
+        help="basis from an exact SVD, a randomised one, or one subspace step from the old basis",
+        choices=("svd", "randomized", "subspace"),
+    )
+    moments: str = option(
+        "keep",
+        help="Adam's moments at a refresh: kept as they are (published), rotated into the new "
+        "basis, or reset",
+        choices=("keep", "rotate", "reset"),
+    )
+    refresh: str = option(
+        "next_step",
+        help="the basis from a step's gradient serves from the next step, or in the same step "
+        "(published; not with gradient clipping or a gradient scaler)",
+        choices=("next_step", "same_step"),
+    )
+
+    def parametrize(self, linear: nn.Module) -> Projected:
+        layer = Projected(linear, self, rank=self.rank, side=self.side)
+        start = random_basis(
+            self.rank, layer.basis.shape[1], layer.initial_generator(), like=layer.basis
+        )
+        layer.basis.data.copy_(start)
+        return layer
+
+    def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
+        for layer in cast(Layers, layers):
+            if layer.gathered is None and clock % self.refresh_every == 0:
+                layer.gathered = torch.zeros_like(layer.base)
+
+    def before_update(
+        self, layers: Sequence[Parametrization], moments: Moments, clock: int
+    ) -> None:
+        if self.refresh == "same_step":
+            for layer in cast(Layers, layers):
+                if layer.gathered is not None and layer.R.grad is not None:
+                    gradient = layer.gathered
+                    layer.require_untouched_gradient()
+                    self._refresh(layer, moments, clock)
+                    layer.R.grad.copy_(layer.down(gradient))
+
+    def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
+        for layer in cast(Layers, layers):
+            group = moments.group(layer.R)
+            layer.fold(self.scale, decay=group["lr"] * group.get("weight_decay", 0.0))
+            self._refresh(layer, moments, clock)
+
+    @torch.no_grad()
+    def _refresh(self, layer: Projected, moments: Moments, clock: int) -> None:
+        if layer.gathered is None:
+            return
+        gradient = layer.gathered if layer.side == "left" else layer.gathered.mT
+        if not torch.isfinite(gradient).all():
+            warnings.warn("GaLore: NaN or infinite gradient; the basis waits a step", stacklevel=2)
+            layer.gathered.zero_()
+            return
+        layer.gathered = None
+        old = layer.basis.clone()
+        layer.basis.copy_(self._leading(layer, gradient, clock))
+        if clock == 0 or self.moments == "reset":  # before step 0's refresh the basis was random
+            moments.clear(layer.R)
+        elif self.moments == "rotate":
+            moments.rotate(layer.R, layer.basis @ old.mT, dim=0 if layer.side == "left" else 1)
+
+    def _leading(self, layer: Projected, gradient: Tensor, clock: int) -> Tensor:
+        """The r leading left singular vectors of `gradient` (a, ·), as rows (r, a)."""
+        if self.projector == "randomized":
+            return randomized_basis(gradient, self.rank, event_generator(layer, clock))
+        if self.projector == "subspace" and clock > 0:
+            return subspace_step(gradient, layer.basis)
+        return svd(gradient)[0][: self.rank]
+
+    def schedule_text(self) -> str:
+        return f"refresh every {self.refresh_every} steps"
+
+    def variations(self) -> list[str]:
+        notes = []
+        if self.refresh == "next_step":
+            notes.append("a new basis serves from the next step (refresh='same_step': published)")
+        if self.projector == "subspace":
+            notes.append("warm-started basis (projector='svd': published)")
+        if self.projector == "randomized":
+            notes.append("randomised basis (projector='svd': published)")
+        if self.moments != "keep":
+            word = {"rotate": "rotated into", "reset": "cleared for"}[self.moments]
+            notes.append(f"moments {word} the new basis (moments='keep': published)")
+        return notes

@@ -1,0 +1,153 @@
+"""Edits of optimizer state: clear, prune and rotate the moments of single parameters, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spectrain.errors import UsageError
+
+# The values that torch's optimizers begin with, by the name of the state; anything else is refused.
+_AT_START: dict[str, float] = {
+    "step": 0.0,
+    "exp_avg": 0.0,
+    "exp_avg_sq": 0.0,
+    "max_exp_avg_sq": 0.0,
+    "exp_inf": 0.0,
+    "momentum_buffer": 0.0,
+    "square_avg": 0.0,
+    "acc_delta": 0.0,
+    "grad_avg": 0.0,
+    "sum": 0.0,
+    "prev": 0.0,
+    "mu_product": 1.0,
+}
+_FIRST_ORDER = ("exp_avg", "momentum_buffer", "grad_avg")
+_SECOND_ORDER = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+
+
+class Moments:
+    """The state of the optimizers that step a model's factors, addressed by parameter.
+
+    All edits are in place (identity of state tensors is what fused kernels, sharding wrappers and
+    state-dict collection rely on). A parameter that was not stepped yet has nothing to edit.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = tuple(optimizers)
+        self._home = {
+            id(p): (optimizer, index)
+            for optimizer in optimizers
+            for index, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+        }
+
+    def __contains__(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._home
+
+    def group(self, parameter: Tensor) -> dict[str, Any]:
+        """The parameter group that holds `parameter`."""
+        optimizer, index = self._home[id(parameter)]
+        group: dict[str, Any] = optimizer.param_groups[index]
+        return group
+
+    def optimizer(self, parameter: Tensor) -> Optimizer:
+        """The optimizer that steps `parameter`."""
+        return self._home[id(parameter)][0]
+
+    def state(self, parameter: Tensor) -> dict[str, Any]:
+        """The optimizer's state of `parameter`; empty before its first step."""
+        state: dict[str, Any] = self.optimizer(parameter).state.get(parameter, {})
+        return state
+
+    def require_editable(self, parameter: Tensor) -> None:
+        """Raise UsageError if the state of `parameter` holds something we could not reset."""
+        optimizer = self.optimizer(parameter)
+        unknown = sorted(k for k, v in self.state(parameter).items() if not _known(k, v))
+        if unknown:
+            raise UsageError(
+                f"{type(optimizer).__name__} keeps {', '.join(unknown)} for each parameter, and "
+                "spectrain does not know how to reset that at an event of this method; use AdamW, "
+                "Adam, SGD, RMSprop, NAdam or RAdam"
+            )
+
+    @torch.no_grad()
+    def clear(self, parameter: Tensor) -> None:
+        """Back to the state before the first step: moments and step counter."""
+        self.require_editable(parameter)
+        state = self.state(parameter)
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                value.fill_(_AT_START[name])
+            elif value is not None:
+                state[name] = type(value)(_AT_START[name])
+
+    def clear_all(self) -> None:
+        """`clear` for every parameter of every optimizer: as if they were made anew."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    self.clear(parameter)
+
+    @torch.no_grad()
+    def prune(self, parameter: Tensor, ratio: float, by: str, generator: torch.Generator) -> None:
+        """Zero a share `ratio` of each moment, drawn at random or the smallest by magnitude.
+
+        The step counter stays (Lialin et al. 2024, section 3).
+        """
+        self.require_editable(parameter)
+        for name, value in self.state(parameter).items():
+            if name not in (*_FIRST_ORDER, *_SECOND_ORDER) or not isinstance(value, Tensor):
+                continue
+            if by == "random":
+                drop = torch.rand(value.shape, generator=generator).to(value.device) < ratio
+            else:
+                drop = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
+                smallest = value.abs().flatten().argsort()[: round(ratio * value.numel())]
+                drop[smallest] = True
+                drop = drop.view_as(value)
+            value.masked_fill_(drop, 0.0)
+
+    @torch.no_grad()
+    def rotate(
+        self,
+        parameter: Tensor,
+        overlap: Tensor,  # (r, r): new basis · old basisᵀ
+        *,
+        dim: int,  # the dimension of the parameter that the basis indexes
+    ) -> None:
+        """Carry moments into a new basis: M ← Q M, V ← (Q∘Q)(V − M²)₊ + (Q M)².
+
+        The second moment follows from transporting mean and variance with coordinates taken as
+        uncorrelated (LDAdam, Robert et al. 2025).
+        """
+        self.require_editable(parameter)
+        state = self.state(parameter)
+        first = next((state[n] for n in _FIRST_ORDER if isinstance(state.get(n), Tensor)), None)
+        mean = None if first is None else _along(first, dim)
+        moved = None if mean is None else overlap.to(mean.dtype) @ mean
+        for name in _SECOND_ORDER:
+            value = state.get(name)
+            if isinstance(value, Tensor):
+                spread = _along(value, dim)
+                if mean is not None and moved is not None:
+                    spread = (spread - mean.square()).clamp_(min=0)
+                spread = overlap.to(value.dtype).square() @ spread
+                if moved is not None:
+                    spread += moved.square()
+                _along(value, dim).copy_(spread)
+        if mean is not None and moved is not None:
+            mean.copy_(moved)
+
+
+def _known(name: str, value: object) -> bool:
+    return value is None or (name in _AT_START and isinstance(value, Tensor | float | int))
+
+
+def _along(matrix: Tensor, dim: int) -> Tensor:
+    """A view whose first dimension is `dim`."""
+    return matrix if dim == 0 else matrix.mT

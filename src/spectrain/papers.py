@@ -1,0 +1,81 @@
+"""The publications that methods come from, as BibTeX."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A publication, enough for a citation."""
+
+    key: str
+    title: str
+    authors: str  # BibTeX form: "Last, First and Last, First"
+    year: int
+    arxiv: str
+    venue: str = ""
+
+    def bibtex(self) -> str:
+        """The BibTeX entry."""
+        kind, place = ("inproceedings", "booktitle") if self.venue else ("misc", "howpublished")
+        where = self.venue or f"arXiv:{self.arxiv}"
+        fields = {
+            "title": f"{{{self.title}}}",
+            "author": self.authors,
+            "year": str(self.year),
+            place: where,
+            "eprint": self.arxiv,
+            "archivePrefix": "arXiv",
+        }
+        body = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
+        return f"@{kind}{{{self.key},\n{body}\n}}"
+
+
+LORA = Paper(
+    key="hu2022lora",
+    title="LoRA: Low-Rank Adaptation of Large Language Models",
+    authors="Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and "
+    "Li, Yuanzhi and Wang, Shean and Wang, Lu and Chen, Weizhu",
+    year=2022,
+    arxiv="2106.09685",
+    venue="International Conference on Learning Representations",
+)
+RSLORA = Paper(
+    key="kalajdzievski2023rslora",
+    title="A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+    authors="Kalajdzievski, Damjan",
+    year=2023,
+    arxiv="2312.03732",
+)
+RELORA = Paper(
+    key="lialin2024relora",
+    title="ReLoRA: High-Rank Training Through Low-Rank Updates",
+    authors="Lialin, Vladislav and Muckatira, Sherin and Shivagunde, Namrata and Rumshisky, Anna",
+    year=2024,
+    arxiv="2307.05695",
+    venue="International Conference on Learning Representations",
+)
+COLA = Paper(
+    key="xia2024cola",
+    title="Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning",
+    authors="Xia, Wenhan and Qin, Chengwei and Hazan, Elad",
+    year=2024,
+    arxiv="2401.04151",
+)
+SST = Paper(
+    key="zhao2025sst",
+    title="Sparse Spectral Training and Inference on Euclidean and Hyperbolic Neural Networks",
+    authors="Zhao, Jialin and Zhang, Yingtao and Li, Xinghang and Liu, Huaping and "
+    "Cannistraci, Carlo Vittorio",
+    year=2025,
+    arxiv="2405.15481",
+    venue="International Conference on Machine Learning",
+)
+GALORE = Paper(
+    key="zhao2024galore",
+    title="GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+    authors="Zhao, Jiawei and Zhang, Zhenyu and Chen, Beidi and Wang, Zhangyang and "
+    "Anandkumar, Anima and Tian, Yuandong",
+    year=2024,
+    arxiv="2403.03507",
+    venue="International Conference on Machine Learning",
+)

@@ -1,0 +1,137 @@
+"""What every parametrization has in common: it stands where a linear layer stood, and can go back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from spectrain.linalg import working
+
+if TYPE_CHECKING:
+    from spectrain.method import Method
+
+
+def is_transposed(linear: nn.Module) -> bool:
+    """True for layers that store W as (in, out): transformers' Conv1D."""
+    return type(linear).__name__ == "Conv1D"
+
+
+def linear_shape(linear: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of a linear-like layer."""
+    weight = linear.weight
+    rows, columns = weight.shape  # type: ignore[misc]
+    return (columns, rows) if is_transposed(linear) else (rows, columns)
+
+
+class Parametrization(nn.Module):
+    """One weight matrix W (m, n), kept in another form, with the bias of the layer it replaces.
+
+    The replaced module is kept, without its weight, as a shell: `restore` puts the explicit W back
+    into it, so that merging returns the very module that was there, hooks and attributes included.
+
+    Buffers: `clock`, optimizer steps since `apply`; `seed`, from which all later draws follow.
+    """
+
+    clock: Tensor
+    seed: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Module, method: Method) -> None:
+        super().__init__()
+        weight = linear.weight
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"{type(linear).__name__} has no weight matrix")
+        self.method = method
+        self.transposed = is_transposed(linear)
+        self.out_features, self.in_features = linear_shape(linear)
+        self.weight_dtype = weight.dtype
+        self.weight_requires_grad = weight.requires_grad
+        self.attached = False  # set by spectrain.attach
+        self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
+        self.bias = linear.bias  # type: ignore[assignment]
+        self.train(linear.training)
+        # The layer's own seed comes from torch's global generator: torch.manual_seed rules it all.
+        self.initial_seed = int(torch.randint(2**62, ()))
+        device = weight.device
+        self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("seed", torch.full((), self.initial_seed, device=device))
+
+    def take_weight(self) -> Tensor:
+        """The layer's W (m, n), in at least float32, taken out of the shell."""
+        linear = self.shell[0]
+        weight = linear.weight.detach()  # type: ignore[operator]
+        linear._parameters["weight"] = None
+        return working(weight.mT.contiguous() if self.transposed else weight)
+
+    def initial_generator(self) -> torch.Generator:
+        """Random numbers for the factors' start."""
+        return torch.Generator().manual_seed(self.initial_seed)
+
+    @property
+    def size(self) -> int:
+        """k = min(m, n), the largest possible rank."""
+        return min(self.out_features, self.in_features)
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters that stand for W, by name (the bias is not one of them)."""
+        return {
+            name: p
+            for name, p in self.named_parameters(recurse=False)
+            if p.requires_grad and name != "bias"
+        }
+
+    def note_versions(self) -> None:
+        """Remember the factors as they are, for `factors_changed`."""
+        self.noted = [p._version for p in self.factors().values()]
+
+    def factors_changed(self) -> bool:
+        """True if a factor was written to since `note_versions`."""
+        return self.noted != [p._version for p in self.factors().values()]
+
+    def dense(self) -> Tensor:
+        """W (m, n) built explicitly, in at least float32."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop what is kept only from one optimizer step to the next; called when state is loaded."""
+
+    def restore(self) -> nn.Module:
+        """The original module again, with W as its weight in the original dtype."""
+        linear = self.shell[0]
+        with torch.no_grad():
+            weight = self.dense().to(self.weight_dtype)
+        if self.transposed:
+            weight = weight.mT
+        # contiguous() returns W itself where W already is: clone, so that no factor stays shared.
+        linear.weight = nn.Parameter(
+            weight.clone(memory_format=torch.contiguous_format), self.weight_requires_grad
+        )
+        linear.bias = self.bias  # type: ignore[assignment]
+        return linear.train(self.training)
+
+    def parameter(self, value: Tensor, *, trainable: bool) -> nn.Parameter:
+        """`value` as a parameter of this layer in the dtype that training uses for it."""
+        dtype = self.weight_dtype if not trainable else working(value).dtype
+        return nn.Parameter(value.detach().to(dtype).contiguous(), requires_grad=trainable)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class Factored(Parametrization):
+    """A parametrization that holds W only in parts."""
+
+    @property
+    def weight(self) -> Tensor:
+        """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
+        return self.dense().detach().to(self.weight_dtype)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype matrix products run in: autocast's where it is on, else the input's."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype

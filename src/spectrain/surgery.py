@@ -1,0 +1,237 @@
+"""apply and merge: exchange a model's linear layers for a method's, and back."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from spectrain.errors import UsageError
+from spectrain.method import Method
+from spectrain.parametrizations.base import Parametrization, is_transposed, linear_shape
+
+Model = TypeVar("Model", bound=nn.Module)
+Targets = str | Sequence[str]
+
+
+def apply(
+    model: Model,
+    method: Method,
+    targets: Targets = "all-linear",
+    exclude: Sequence[str] = ("lm_head",),
+    report: Callable[[str], None] | None = print,
+) -> Model:
+    """Exchange the targeted linear layers of `model` for `method`'s, in place; returns `model`.
+
+    targets: "all-linear" (every linear layer but the output head), a regular expression that must
+    match a whole qualified name, or a sequence of name suffixes ("q_proj", "mlp.up_proj").
+    exclude: name suffixes to leave alone. report: where the table of what was matched goes (None:
+    nowhere).
+
+    Raises UsageError, before anything is changed, if no layer matches (near names are suggested), a
+    layer cannot be exchanged (tied weights, weights read by its parent), or the rank is impossible.
+    """
+    matched = select(model, targets, exclude)
+    rank = getattr(method, "rank", None)
+    for name, linear in matched.items():
+        smallest = min(linear_shape(linear))
+        if rank is not None and rank > smallest:
+            raise UsageError(
+                f"{method.title}: rank is {rank}, but {name} is {_times(linear_shape(linear))}; "
+                f"choose 1 … {smallest}, or exclude the layer"
+            )
+    summary = coverage(model, matched)
+    for name, linear in matched.items():
+        layer = method.parametrize(linear)
+        layer.note_versions()
+        _replace(model, name, layer)
+    if report is not None:
+        report(f"{method.title} on {summary}")
+    return model
+
+
+def merge(model: Model) -> Model:
+    """Put the explicit W of every exchanged layer back: ordinary modules, keys and shapes as before.
+
+    An attached optimizer is detached first. Needs at most one dense matrix above the model's own
+    memory at a time. Raises UsageError if there is nothing to merge.
+    """
+    from spectrain.attachment import detach, is_attached
+
+    layers = dict(parametrized(model))
+    if not layers:
+        raise UsageError("merge: this model has no exchanged layers (apply first; merge only once)")
+    never_ticked = [n for n, layer in layers.items() if _trained_unattached(layer)]
+    if never_ticked:
+        warnings.warn(
+            f"the factors of {never_ticked[0]} changed but the method's schedule never ticked: "
+            "call spectrain.attach(model, optimizer) before training",
+            stacklevel=2,
+        )
+    if is_attached(model):
+        detach(model)
+    for name, layer in layers.items():
+        _replace(model, name, layer.restore())
+    return model
+
+
+def parametrized(model: nn.Module) -> Iterator[tuple[str, Parametrization]]:
+    """The exchanged layers of `model` with their qualified names, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, Parametrization):
+            yield name, module
+
+
+def select(
+    model: nn.Module, targets: Targets = "all-linear", exclude: Sequence[str] = ("lm_head",)
+) -> dict[str, nn.Module]:
+    """The layers that `apply` would exchange, by qualified name. Raises as `apply` does."""
+    candidates = {n: m for n, m in model.named_modules() if _is_linear_like(m)}
+    excluded = [exclude] if isinstance(exclude, str) else list(exclude)
+    head = _output_head(model) if targets == "all-linear" else None
+    matched = {
+        name: module
+        for name, module in candidates.items()
+        if _matches(name, targets) and module is not head and not _has_suffix(name, excluded)
+    }
+    if not matched:
+        raise UsageError(_no_match(model, candidates, targets))
+    parents = {
+        f"{parent}.out_proj".lstrip("."): parent
+        for parent, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+    owners = Counter(
+        id(p) for module in model.modules() for p in module._parameters.values() if p is not None
+    )
+    for name, module in matched.items():
+        if not module.weight.is_floating_point():
+            raise UsageError(
+                f"{name}: its weight is stored as {module.weight.dtype}; only floating-point "
+                f"weights can be exchanged, so exclude={name.split('.')[-1]!r}"
+            )
+        if name in parents:
+            raise UsageError(
+                f"{name}: nn.MultiheadAttention reads this layer's weight directly and never calls "
+                f"it; exclude={name.split('.')[-1]!r} leaves it dense"
+            )
+        if owners[id(module.weight)] > 1:
+            raise UsageError(
+                f"{name}: its weight is tied to another module's, which an exchange would break; "
+                f"exclude={name.split('.')[-1]!r} leaves it dense"
+            )
+    return matched
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a selection covers, printed as one table."""
+
+    rows: tuple[tuple[str, str, int, int], ...]  # (name suffix, shape, layers, parameters)
+    total: int  # parameters of the whole model
+    uncovered: int  # parameters of other matrices
+    uncovered_names: tuple[str, ...]
+
+    @property
+    def covered(self) -> int:
+        """Parameters of the selected matrices."""
+        return sum(row[3] for row in self.rows)
+
+    def __str__(self) -> str:
+        layers = sum(row[2] for row in self.rows)
+        lines = [
+            f"{layers} layers, {self.covered:,} of {self.total:,} parameters "
+            f"({self.covered / self.total:.1%})"
+        ]
+        width = max(len(row[0]) for row in self.rows)
+        lines += [
+            f"  {name:<{width}}  {shape:>13}  × {count:<4} {parameters:>14,}"
+            for name, shape, count, parameters in self.rows
+        ]
+        if self.uncovered:
+            names = ", ".join(self.uncovered_names[:4])
+            more = ", …" if len(self.uncovered_names) > 4 else ""
+            lines.append(f"  other matrices, left as they are: {self.uncovered:,} ({names}{more})")
+        return "\n".join(lines)
+
+
+def coverage(model: nn.Module, matched: dict[str, nn.Module]) -> Coverage:
+    """Count what `matched` covers of `model`, by layer name and shape (out × in)."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for name, module in matched.items():
+        key = name.split(".")[-1], _times(linear_shape(module))
+        kinds.setdefault(key, []).append(math.prod(linear_shape(module)))
+    own = {id(module.weight) for module in matched.values()}
+    others = {n: p.numel() for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in own}
+    return Coverage(
+        rows=tuple((n, shape, len(sizes), sum(sizes)) for (n, shape), sizes in kinds.items()),
+        total=sum(p.numel() for p in model.parameters()),
+        uncovered=sum(others.values()),
+        uncovered_names=tuple(others),
+    )
+
+
+def _is_linear_like(module: nn.Module) -> bool:
+    linear = isinstance(module, nn.Linear) or is_transposed(module)
+    return linear and not isinstance(module, Parametrization)
+
+
+def _matches(name: str, targets: Targets) -> bool:
+    if targets == "all-linear":
+        return True
+    if isinstance(targets, str):
+        try:
+            return re.fullmatch(targets, name) is not None
+        except re.error as error:
+            raise UsageError(f"targets: {targets!r} is no regular expression ({error})") from None
+    return _has_suffix(name, targets)
+
+
+def _has_suffix(name: str, suffixes: Sequence[str]) -> bool:
+    return any(name == suffix or name.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    find: Callable[[], Any] | None = getattr(model, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _no_match(model: nn.Module, candidates: dict[str, nn.Module], targets: Targets) -> str:
+    if any(isinstance(module, Parametrization) for module in model.modules()):
+        return "apply: the layers are exchanged already; spectrain.merge(model) first"
+    if not candidates:
+        return f"apply: {type(model).__name__} has no linear layer at all"
+    suffixes = sorted({name.split(".")[-1] for name in candidates})
+    wanted = [targets] if isinstance(targets, str) else targets
+    near = {m for t in wanted for m in difflib.get_close_matches(t, suffixes, n=3, cutoff=0.5)}
+    hint = (
+        f"did you mean {', '.join(sorted(near))}?" if near else f"there are {', '.join(suffixes)}"
+    )
+    return f"apply: no layer matches targets={targets!r}; {hint}"
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    if not name:
+        raise UsageError(
+            "apply: the model is itself one layer; wrap it, as in nn.Sequential(layer)"
+        )
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _trained_unattached(layer: Parametrization) -> bool:
+    if layer.clock.is_meta or layer.attached or not layer.method.has_schedule:
+        return False
+    return int(layer.clock) == 0 and layer.factors_changed()
+
+
+def _times(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} × {shape[1]}"
