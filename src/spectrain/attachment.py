@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectrain.errors import UsageError
+from spectrain.errors import SpectrainWarning, UsageError
 from spectrain.method import Method
 from spectrain.moments import Moments
 from spectrain.parametrizations.base import Parametrization
@@ -21,7 +21,7 @@ _REFUSED = {
     "LBFGS": "it evaluates the loss several times within a step, so a step has no single gradient",
     "SparseAdam": "it takes sparse gradients only, and factors have dense ones",
 }
-_ATTACHED: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+_ATTACHED: WeakSet[Attachment] = WeakSet()  # kept alive by the hooks on their optimizers
 
 
 def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None:
@@ -39,7 +39,7 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None
     if is_attached(model):
         raise UsageError("attach: this model is attached already; call spectrain.detach first")
     many = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    _ATTACHED[model] = Attachment(model, [_unwrap(o) for o in many])
+    _ATTACHED.add(Attachment(model, [_unwrap(o) for o in many]))
 
 
 def detach(model: nn.Module) -> None:
@@ -47,15 +47,18 @@ def detach(model: nn.Module) -> None:
 
     Warns if the schedule never ticked although parameters changed or had gradients.
     """
-    attachment = _ATTACHED.pop(model, None)
-    if attachment is None:
+    if not is_attached(model):
         raise UsageError("detach: this model is not attached")
-    attachment.remove()
+    layers = [layer for _, layer in parametrized(model)]
+    for attachment in list(_ATTACHED):
+        if any(own is layer for own in attachment.layers.values() for layer in layers):
+            _ATTACHED.discard(attachment)
+            attachment.remove()
 
 
 def is_attached(model: nn.Module) -> bool:
-    """True between `attach` and `detach` (or `merge`)."""
-    return model in _ATTACHED
+    """True between `attach` and `detach` (or `merge`), of the model or of one that wraps it."""
+    return any(layer.attached for _, layer in parametrized(model))
 
 
 class Attachment:
@@ -86,22 +89,19 @@ class Attachment:
         self._waiting = {id(o) for o in self.drivers}
         self._scaled: list[tuple[dict[str, Any], Any]] = []
         self._checked = False
-        self._stale = True
-        self._factor_groups = self._groups_of_factors()
+        self._check_groups()
+        self._resume()
         self._handles = [o.register_step_pre_hook(self._before) for o in self.drivers]
         self._handles += [o.register_step_post_hook(self._after) for o in self.drivers]
         for layer in self.layers.values():
             layer.attached = True
-            hook = layer.register_load_state_dict_post_hook(self._mark_stale)  # type: ignore[no-untyped-call]
-            self._handles.append(hook)
-        self._resume()
 
     # --- hooks ---------------------------------------------------------------------------------
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._restore_rates()  # of a step that raised between the hooks
-        if self._stale:
-            self._resume()
+        if any(layer.loaded for layer in self.layers.values()):
+            self._take_clock()
         if _is_skipped(optimizer):
             return
         if not self._checked:
@@ -135,11 +135,16 @@ class Attachment:
             method.begin_step(layers, self.clock)
         self._checked = True
 
-    def _mark_stale(self, module: nn.Module, incompatible_keys: Any) -> None:
-        self._stale = True
-
     def _resume(self) -> None:
-        """Take the clock from the layers, after attaching or loading a state dict."""
+        """Begin the step that the layers' clocks stand at."""
+        self._take_clock()
+        for method, layers in self.by_method.items():
+            for layer in layers:
+                layer.forget()
+            method.begin_step(layers, self.clock)
+
+    def _take_clock(self) -> None:
+        """The clock as the layers have it, after attaching or loading a state dict."""
         clocks = {int(layer.clock) for layer in self.layers.values()}
         if len(clocks) > 1:
             raise UsageError(
@@ -147,11 +152,8 @@ class Attachment:
                 "steps; load one checkpoint into the whole model"
             )
         self.clock = clocks.pop()
-        for method, layers in self.by_method.items():
-            for layer in layers:
-                layer.forget()
-            method.begin_step(layers, self.clock)
-        self._stale = False
+        for layer in self.layers.values():
+            layer.loaded = False
 
     def remove(self) -> None:
         """Undo what attaching did."""
@@ -167,13 +169,15 @@ class Attachment:
             warnings.warn(
                 "the factors changed but no step of the attached optimizer was seen: the method's "
                 "schedule never ticked",
+                SpectrainWarning,
                 stacklevel=3,
             )
 
     # --- learning rates ------------------------------------------------------------------------
 
     def _scale_rates(self, optimizer: Optimizer, method: Method, factor: float) -> None:
-        for group in self._factor_groups[method]:
+        # Looked up anew each time: loading an optimizer's state dict replaces its group objects.
+        for group in self._groups(method):
             if any(group is own for own in optimizer.param_groups):
                 self._scaled.append((group, group["lr"]))
                 group["lr"] = group["lr"] * factor
@@ -183,23 +187,22 @@ class Attachment:
             group["lr"] = rate
         self._scaled.clear()
 
-    def _groups_of_factors(self) -> dict[Method, list[dict[str, Any]]]:
-        """The groups each method's factors are in; a group shared with others is no method's own."""
-        found: dict[Method, list[dict[str, Any]]] = {}
+    def _groups(self, method: Method) -> list[dict[str, Any]]:
+        """The parameter groups that the method's factors are in."""
+        layers = self.by_method[method]
+        return _unique(self.moments.group(p) for m in layers for p in m.factors().values())
+
+    def _check_groups(self) -> None:
+        """A group shared with other parameters cannot be warmed up for the factors alone."""
         for method, layers in self.by_method.items():
             own = {id(p) for layer in layers for p in layer.factors().values()}
-            groups = _unique(
-                self.moments.group(p) for layer in layers for p in layer.factors().values()
-            )
-            mixed = any(id(p) not in own for group in groups for p in group["params"])
+            mixed = any(id(p) not in own for g in self._groups(method) for p in g["params"])
             if mixed and any(method.warmup_factor(t) != 1.0 for t in _one_cycle(method, layers)):
                 raise UsageError(
                     f"attach: {method.title} warms up the rate of its factors after events, but "
                     "they share a parameter group with other parameters; build the optimizer from "
                     "spectrain.param_groups(model, lr=…)"
                 )
-            found[method] = groups
-        return found
 
     # --- checks --------------------------------------------------------------------------------
 
@@ -222,6 +225,7 @@ class Attachment:
             warnings.warn(
                 f"{len(left)} trainable parameters are in no optimizer and will not move: "
                 f"{_some(left)}",
+                SpectrainWarning,
                 stacklevel=4,
             )
 
@@ -241,6 +245,7 @@ class Attachment:
             warnings.warn(
                 f"{len(without)} trainable parameters had no gradient in the first backward pass: "
                 f"{_some(without)}",
+                SpectrainWarning,
                 stacklevel=4,
             )
 

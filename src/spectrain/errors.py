@@ -13,6 +13,10 @@ class UsageError(SpectrainError, ValueError):
     exit_code = 2
 
 
+class SpectrainWarning(UserWarning):
+    """What works but is probably not what was meant; a category of its own, so that it can be filtered."""
+
+
 class RunError(SpectrainError, RuntimeError):
     """What was asked for is possible but failed on the way: a full disk, a NaN loss. Exit code 1."""
 

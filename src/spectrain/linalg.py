@@ -90,7 +90,8 @@ def subspace_step(
     a = working(matrix)
     q, r = torch.linalg.qr(a @ (a.mT @ basis.to(a.dtype).mT))
     sign = r.diagonal().sign()
-    return (q * sign.where(sign != 0, 1.0)).mT.contiguous()
+    oriented: Tensor = q * sign.where(sign != 0, 1.0)
+    return oriented.mT.contiguous()
 
 
 def random_basis(rank: int, size: int, generator: torch.Generator, *, like: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -19,6 +18,7 @@ from torch import nn
 
 from spectrain.errors import UsageError
 from spectrain.papers import Paper
+from spectrain.settings import check
 
 if TYPE_CHECKING:
     from spectrain.moments import Moments
@@ -38,20 +38,6 @@ class Card:
     schedule: str
     paper_schedule: str
     papers: tuple[Paper, ...] = ()
-
-
-def option(
-    default: Any = MISSING,
-    *,
-    help: str,
-    symbol: str = "",
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A method's hyper-parameter: its default, one line of help, the paper's symbol, what is allowed."""
-    bounds = {"minimum": minimum, "maximum": maximum, "choices": choices}
-    return dataclasses.field(default=default, metadata={"help": help, "symbol": symbol, **bounds})
 
 
 @dataclass(frozen=True)
@@ -76,12 +62,7 @@ class Method:
     card: ClassVar[Card]
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
-            problem = _problem(f, getattr(self, f.name))
-            if problem:
-                raise UsageError(
-                    f"{self.card.title}: {f.name} is {getattr(self, f.name)!r}; {problem}"
-                )
+        check(self, self.card.title)
 
     @property
     def title(self) -> str:
@@ -143,24 +124,6 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """Name and hyper-parameters as plain JSON values."""
         return {"name": self.card.key, **dataclasses.asdict(self)}
-
-
-def _problem(f: dataclasses.Field[Any], value: object) -> str:
-    """What is wrong with `value` for the field `f` made by `option`, or an empty string."""
-    low, high, choices = (f.metadata.get(key) for key in ("minimum", "maximum", "choices"))
-    if value is None and "None" in str(f.type):
-        return ""
-    if choices:
-        return "" if value in choices else f"allowed are {', '.join(choices)}"
-    if low is None:
-        return ""
-    whole = "int" in str(f.type)
-    kinds = int if whole else int | float
-    number = isinstance(value, kinds) and not isinstance(value, bool)
-    if number and low <= value <= (math.inf if high is None else high):  # type: ignore[operator]
-        return ""
-    bound = f"{low} or more" if high is None else f"between {low} and {high}"
-    return f"it must be {'a whole number' if whole else 'a number'}, {bound}"
 
 
 def ramp(position: int, length: int) -> float:

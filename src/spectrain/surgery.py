@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
-from spectrain.errors import UsageError
+from spectrain.errors import SpectrainWarning, UsageError
 from spectrain.method import Method
 from spectrain.parametrizations.base import Parametrization, is_transposed, linear_shape
 
@@ -51,7 +52,7 @@ def apply(
     for name, linear in matched.items():
         layer = method.parametrize(linear)
         layer.note_versions()
-        _replace(model, name, layer)
+        _replace(model, linear, layer)
     if report is not None:
         report(f"{method.title} on {summary}")
     return model
@@ -73,12 +74,13 @@ def merge(model: Model) -> Model:
         warnings.warn(
             f"the factors of {never_ticked[0]} changed but the method's schedule never ticked: "
             "call spectrain.attach(model, optimizer) before training",
+            SpectrainWarning,
             stacklevel=2,
         )
     if is_attached(model):
         detach(model)
-    for name, layer in layers.items():
-        _replace(model, name, layer.restore())
+    for layer in layers.values():
+        _replace(model, layer, layer.restore())
     return model
 
 
@@ -112,6 +114,19 @@ def select(
         id(p) for module in model.modules() for p in module._parameters.values() if p is not None
     )
     for name, module in matched.items():
+        if not name:
+            raise UsageError(
+                "apply: the model is itself one layer; wrap it, as in nn.Sequential(layer)"
+            )
+        if isinstance(module._parameters.get("weight"), UninitializedParameter):
+            raise UsageError(
+                f"{name}: its weight has no shape yet; run one batch through the model first"
+            )
+        if module._parameters.get("weight") is None:
+            raise UsageError(
+                f"{name}: its weight is computed from other parameters, as by weight_norm; "
+                f"exclude={name.split('.')[-1]!r} leaves it as it is"
+            )
         if not module.weight.is_floating_point():
             raise UsageError(
                 f"{name}: its weight is stored as {module.weight.dtype}; only floating-point "
@@ -218,13 +233,12 @@ def _no_match(model: nn.Module, candidates: dict[str, nn.Module], targets: Targe
     return f"apply: no layer matches targets={targets!r}; {hint}"
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    if not name:
-        raise UsageError(
-            "apply: the model is itself one layer; wrap it, as in nn.Sequential(layer)"
-        )
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands: a layer may be shared by several parents."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                setattr(parent, name, new)
 
 
 def _trained_unattached(layer: Parametrization) -> bool:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.linalg import random_basis, randomized_basis, subspace_step, svd
-from spectrain.method import Card, Method, event_generator, option, register
+from spectrain.method import Card, Method, event_generator, register
 from spectrain.moments import Moments
 from spectrain.papers import GALORE
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.projected import Projected
+from spectrain.settings import option
 
 Layers = Sequence[Projected]
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from spectrain.errors import UsageError
 from spectrain.initializers.adapters import kaiming_zero
-from spectrain.method import Card, Method, option, register
+from spectrain.method import Card, Method, register
 from spectrain.papers import LORA, RSLORA
 from spectrain.parametrizations.additive import Additive
+from spectrain.settings import option
 
 
 @register

@@ -13,7 +13,6 @@ from spectrain.method import (
     Event,
     Method,
     event_generator,
-    option,
     ramp,
     register,
 )
@@ -23,6 +22,7 @@ from spectrain.moments import Moments
 from spectrain.papers import COLA, RELORA, SST
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
+from spectrain.settings import option
 
 
 @register

@@ -12,12 +12,13 @@ from torch import nn
 
 from spectrain.errors import UsageError
 from spectrain.linalg import svd
-from spectrain.method import Card, Event, Method, event_generator, option, ramp, register
+from spectrain.method import Card, Event, Method, event_generator, ramp, register
 from spectrain.moments import Moments
 from spectrain.papers import SST as PAPER
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.spectral import Spectral, SpectralResidual
 from spectrain.sampling import SCHEMES, draw
+from spectrain.settings import option
 
 Layers = Sequence[Spectral | SpectralResidual]
 

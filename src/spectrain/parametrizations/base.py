@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +50,16 @@ class Parametrization(nn.Module):
         self.weight_dtype = weight.dtype
         self.weight_requires_grad = weight.requires_grad
         self.attached = False  # set by spectrain.attach
+        self.loaded = False  # set when a state dict is loaded, until the attachment has seen it
         self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.bias = linear.bias  # type: ignore[assignment]
         self.train(linear.training)
         # The layer's own seed comes from torch's global generator: torch.manual_seed rules it all.
-        self.initial_seed = int(torch.randint(2**62, ()))
+        self.initial_seed = int(torch.randint(2**62, (), device="cpu"))
         device = weight.device
         self.register_buffer("clock", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("seed", torch.full((), self.initial_seed, device=device))
+        self.register_load_state_dict_post_hook(_state_loaded)  # type: ignore[no-untyped-call]
 
     def take_weight(self) -> Tensor:
         """The layer's W (m, n), in at least float32, taken out of the shell."""
@@ -89,6 +92,19 @@ class Parametrization(nn.Module):
     def factors_changed(self) -> bool:
         """True if a factor was written to since `note_versions`."""
         return self.noted != [p._version for p in self.factors().values()]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of an attached layer is not attached, and its factors count as unchanged."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.attached = False
+        self.forget()
+        self.note_versions()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`model.to(dtype)` converts the layer that `restore` gives back, too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.weight_dtype = fn(self.clock.new_empty(0, dtype=self.weight_dtype)).dtype
+        return self
 
     def dense(self) -> Tensor:
         """W (m, n) built explicitly, in at least float32."""
@@ -127,6 +143,15 @@ class Factored(Parametrization):
     def weight(self) -> Tensor:
         """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
         return self.dense().detach().to(self.weight_dtype)
+
+
+def _state_loaded(layer: Parametrization, incompatible_keys: Any) -> None:
+    """What the layer kept for the step it was in belongs to another state; loading is no training."""
+    layer.loaded = True
+    layer.forget()
+    layer.note_versions()
+    if layer.attached:
+        layer.method.begin_step([layer], int(layer.clock))
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:

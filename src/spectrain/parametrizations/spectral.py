@@ -90,6 +90,8 @@ class Spectral(Factored):
         Triples that are active already stay where they are; the others change places with active
         triples that were not chosen (the paper's section 4.6).
         """
+        if chosen.is_meta:
+            return
         keep = torch.zeros(self.size, dtype=torch.bool, device=chosen.device)
         keep[chosen] = True
         leaving = (~keep[: self.rank]).nonzero().squeeze(1)

@@ -1,0 +1,76 @@
+"""The command `spectrain`: groups, exit codes and error messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from spectrain import __version__
+from spectrain.cli.commands import compare_lm, demo, list_methods, merge, train_lm
+from spectrain.errors import SpectrainError
+
+EXIT_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spectrain")
+def cli() -> None:
+    """Train neural networks in low-rank and spectral form.
+
+    \b
+    spectrain demo                                      five methods compared, a few minutes
+    spectrain methods                                   what there is
+    spectrain train lm --method sst --method.rank 64 --out runs/a
+    spectrain compare lm --methods full,sst,lora --sweep-lr 1e-3,4e-3 --out runs/b
+    spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
+
+    Every command that trains continues where it was when it is run again.
+    """
+
+
+@cli.group()
+def train() -> None:
+    """Train one model with one method."""
+
+
+@cli.group()
+def compare() -> None:
+    """Train with several methods under one budget, and compare."""
+
+
+train.add_command(train_lm)
+compare.add_command(compare_lm)
+for _command in (demo, merge, list_methods):
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code: 0, 1 (failed), 2 (usage), 130 (stopped)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.showwarning = _show_warning
+    try:
+        cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SpectrainError as error:
+        _say(f"Error: {error}")
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _say(str(stop) or "stopped; what was saved is kept, and the same command continues")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _show_warning(message: Warning | str, *rest: Any, **named: Any) -> None:
+    _say(f"Warning: {message}")
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,262 @@
+"""Run a comparison of methods: the same data, budget and number of trials for each of them.
+
+A comparison directory holds config.json (what was asked), trials/<slug>/ (one run directory per
+trial), results.csv, and what `report` adds to it.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spectrain.errors import RunError, UsageError
+from spectrain.runs.files import read_json, write_atomic, write_json
+from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
+
+__all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
+
+FORMAT = 1
+COLUMNS = (
+    *("arm", "purpose", "lr", "lr_ordinary", "seed", "steps"),
+    *("validation_loss", "validation_perplexity", "test_loss", "test_perplexity"),
+    *("seconds_per_step", "weight_bytes", "gradient_bytes", "optimizer_bytes", "device_peak_bytes"),
+    *("trainable_parameters", "frozen_parameters", "failed"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was asked of a comparison and what is known so far; its files are under `directory`."""
+
+    directory: Path
+    plan: Plan
+    settings: Mapping[str, Any]  # config.json: task, options, command, plan
+    results: Mapping[Trial, Result]
+
+    @property
+    def progress(self) -> Progress:
+        return planned(self.plan, self.results)
+
+    @property
+    def finished(self) -> bool:
+        return all(trial in self.results for trial in self.progress.trials)
+
+    def trial_directory(self, trial: Trial) -> Path:
+        return self.directory / "trials" / trial.slug
+
+
+def run_comparison(
+    plan: Plan,
+    run_trial: Callable[[Trial, Path], Result],
+    out: Path,
+    *,
+    options: Mapping[str, Any],
+    say: Callable[[str], None],
+    command: str | None = None,
+) -> Comparison:
+    """Run, or continue, all trials of ``plan`` in the directory ``out``.
+
+    ``run_trial(trial, directory)`` trains in that run directory, or continues an interrupted run
+    there, writes result.json when done, and returns its content; a run that diverged is a result
+    too (its "failed" says how). Finished trials are kept. ``options`` and ``command`` are recorded.
+
+    Raises UsageError if ``out`` holds a comparison with other options, RunError if its trials saw
+    different corpora or files cannot be written; whatever ``run_trial`` raises passes through, and
+    calling again continues.
+    """
+    settings = _settle(plan, out, options, command)
+    kept = load_comparison(out)
+    results = dict(kept.results)
+    if results:
+        say(f"{len(results)} finished trials in {out} are kept.")
+    extensions = kept.progress.extensions
+    while True:
+        progress = planned(plan, results)
+        if progress.extensions > extensions:
+            extensions = progress.extensions
+            say("A best rate lies at the edge of its grid: every method's grid grows by one rate.")
+        pending = [trial for trial in progress.trials if trial not in results]
+        comparison = Comparison(out, plan, settings, results)
+        write_atomic(out / "results.csv", _table(comparison))
+        if not pending:
+            return comparison
+        trial = pending[0]
+        place = len(progress.trials) - len(pending) + 1
+        say(f"Trial {place} of {len(progress.trials)}: {describe(plan, trial)}")
+        directory = comparison.trial_directory(trial)
+        # It may be finished already, if it belongs to the report and a trial of the sweep was lost.
+        result = _finished(trial, directory) or run_trial(trial, directory)
+        _check_corpus(results, trial, result)
+        results[trial] = result
+        say(f"  {outcome(result)}")
+
+
+def load_comparison(directory: Path) -> Comparison:
+    """Read a comparison, finished or not, from its directory.
+
+    Raises UsageError if the directory holds none, RunError if its trials saw different corpora.
+    """
+    settings = read_json(directory / "config.json")
+    if not isinstance(settings, dict) or settings.get("kind") != "comparison":
+        raise UsageError(f"{directory} holds no comparison: it has no config.json of one")
+    if settings["format"] != FORMAT:
+        raise UsageError(
+            f"the comparison in {directory} has format {settings['format']}, this version reads "
+            f"format {FORMAT}: use the version of spectrain that made it"
+        )
+    plan = _plan_from_json(settings["plan"])
+    results: dict[Trial, Result] = {}
+    while True:
+        found = {
+            trial: result
+            for trial in planned(plan, results).trials
+            if trial not in results
+            and (result := _finished(trial, directory / "trials" / trial.slug)) is not None
+        }
+        if not found:
+            return Comparison(directory, plan, settings, results)
+        for trial, result in found.items():
+            _check_corpus(results, trial, result)
+            results[trial] = result
+
+
+def describe(plan: Plan, trial: Trial) -> str:
+    """A trial in words: ``SST, learning rate 4e-3, seed 0``."""
+    ordinary = f" (ordinary {rate_text(trial.lr_ordinary)})" if trial.ordinary_swept else ""
+    rate = f"learning rate {rate_text(trial.lr)}{ordinary}"
+    return f"{plan.arm(trial.arm).title}, {rate}, seed {trial.seed}"
+
+
+def outcome(result: Result) -> str:
+    """A result in words: ``validation loss 3.671 (perplexity 39.29)``."""
+    validation = loss(result, "validation_loss")
+    if math.isinf(validation):
+        return f"diverged: {failure(result)}"
+    return f"validation loss {validation:.3f} (perplexity {perplexity(validation):.2f})"
+
+
+def failure(result: Result) -> str:
+    """How a diverged trial failed."""
+    return str(result.get("failed") or "its loss is no finite number")
+
+
+def perplexity(nats: float) -> float:
+    """exp(loss); infinity where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def rate_text(rate: float | None) -> str:
+    """A learning rate as people write it: 4e-3, 1.25e-3; "–" for None."""
+    if rate is None:
+        return "–"
+    digits, exponent = f"{rate:.2e}".split("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def _settle(
+    plan: Plan, out: Path, options: Mapping[str, Any], command: str | None
+) -> dict[str, Any]:
+    """Record what is asked in a new directory; in a used one, insist that it is the same."""
+    asked = {
+        "format": FORMAT,
+        "kind": "comparison",
+        "command": command,
+        "options": dict(options),
+        "plan": asdict(plan),
+    }
+    settings: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+    try:
+        (out / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+    recorded = read_json(out / "config.json")
+    if recorded is None:
+        write_json(out / "config.json", settings)
+        return settings
+    if not isinstance(recorded, dict) or recorded.get("kind") != "comparison":
+        raise UsageError(f"{out} holds something other than a comparison: choose another --out")
+    for part in ("options", "plan"):
+        old, new = recorded[part], settings[part]
+        for field in (*new, *(field for field in old if field not in new)):
+            if old.get(field) != new.get(field):
+                raise UsageError(
+                    f"{out} holds a comparison with {field} = {json.dumps(old.get(field))}, but "
+                    f"now {field} = {json.dumps(new.get(field))} is asked for: "
+                    "continue with the same options or choose another --out"
+                )
+    return recorded
+
+
+def _plan_from_json(content: dict[str, Any]) -> Plan:
+    """The plan that ``asdict`` and JSON made ``content`` of: JSON's lists are its tuples."""
+    names = "variations", "learning_rates"
+    arms = (Arm(**arm | {name: tuple(arm[name]) for name in names}) for arm in content["arms"])
+    return Plan(
+        arms=tuple(arms),
+        ordinary_rates=tuple(content["ordinary_rates"]),
+        sweep_seed=content["sweep_seed"],
+        report_seeds=tuple(content["report_seeds"]),
+        max_extensions=content["max_extensions"],
+    )
+
+
+def _finished(trial: Trial, directory: Path) -> Result | None:
+    """The trial's result, if it has run to its end there."""
+    result = read_json(directory / "result.json")
+    if not isinstance(result, dict):
+        return None
+    asked: dict[str, Any] = {"lr": trial.lr, "seed": trial.seed}
+    if trial.lr_ordinary is not None:
+        asked["lr_ordinary"] = trial.lr_ordinary
+    return result if all(result.get(name) == value for name, value in asked.items()) else None
+
+
+def _check_corpus(results: Mapping[Trial, Result], trial: Trial, result: Result) -> None:
+    """Results are compared only if they were measured on the same tokens."""
+    mine = result.get("corpus_fingerprint")
+    for other, known in results.items():
+        theirs = known.get("corpus_fingerprint")
+        if mine != theirs:
+            raise RunError(
+                f"trials {other.slug} and {trial.slug} saw different corpora (fingerprints "
+                f"{str(theirs)[:12]} and {str(mine)[:12]}), so their results cannot be compared: "
+                "restore the data and delete the odd one, or choose another --out"
+            )
+
+
+def _table(comparison: Comparison) -> str:
+    """results.csv: one row for each finished trial, in the order of the plan."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for trial in comparison.progress.trials:
+        if trial in comparison.results:
+            writer.writerow(_csv_row(trial, comparison.results[trial]))
+    return text.getvalue()
+
+
+def _csv_row(trial: Trial, result: Result) -> dict[str, Any]:
+    validation, test = loss(result, "validation_loss"), loss(result, "test_loss")
+    sizes = result.get("bytes") or {}
+    row = {
+        "arm": trial.arm,
+        "purpose": trial.purpose,
+        "lr": trial.lr,
+        "lr_ordinary": trial.lr_ordinary,
+        "seed": trial.seed,
+        "validation_loss": validation,
+        "validation_perplexity": perplexity(validation),
+        "test_loss": test,
+        "test_perplexity": perplexity(test),
+        "weight_bytes": sizes.get("weights"),
+        "gradient_bytes": sizes.get("gradients"),
+        "optimizer_bytes": sizes.get("optimizer"),
+        "device_peak_bytes": sizes.get("device_peak"),
+        "failed": failure(result) if math.isinf(validation) else None,
+    }
+    row |= {column: result.get(column) for column in COLUMNS if column not in row}
+    return {name: None if value == math.inf else value for name, value in row.items()}

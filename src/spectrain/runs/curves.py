@@ -1,0 +1,85 @@
+"""Loss curves, read from run directories and averaged over seeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectrain.runs.files import read_rows
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one run, or of several seeds averaged where all of them have a value."""
+
+    steps: Array
+    seconds: Array  # training time at `steps`
+    loss: Array  # smoothed training loss
+    deviation: Array  # over seeds; zeros for one
+    validation_steps: Array
+    validation: Array
+
+    def seconds_at(self, steps: Array) -> Array:
+        """Training time at ``steps``, starting from 0 at step 0."""
+        at: Array = np.interp(steps, np.append(0.0, self.steps), np.append(0.0, self.seconds))
+        return at
+
+
+def read_curve(directory: Path) -> Curve | None:
+    """The curve of one run directory; None before its first recorded loss."""
+    rows = read_rows(directory / "metrics.jsonl")
+    steps, losses = column(rows, "loss")
+    if not len(steps):
+        return None
+    timed, seconds = column(read_rows(directory / "timing.jsonl"), "seconds")
+    at = np.interp(steps, timed, seconds) if len(timed) else np.full_like(steps, np.nan)
+    validation_steps, validation = column(rows, "validation_loss")
+    return Curve(steps, at, _smooth(losses), np.zeros_like(steps), validation_steps, validation)
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> tuple[Array, Array]:
+    """(steps, values) of the rows that hold a finite ``name``."""
+    pairs = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    table = table[np.isfinite(table[:, 1])]
+    return table[:, 0], table[:, 1]
+
+
+def _smooth(values: Array) -> Array:
+    """Trailing mean over the last 2 % of the points up to each point."""
+    width = max(1, len(values) // 50)
+    sums = np.cumsum(np.append(0.0, values))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - width, 0)
+    means: Array = (sums[ends] - sums[starts]) / (ends - starts)
+    return means
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Mean over seeds at the steps that all of them have."""
+    steps = _common([curve.steps for curve in curves])
+    losses = _stack(curves, steps, "steps", "loss")
+    seconds = _stack(curves, steps, "steps", "seconds")
+    at = _common([curve.validation_steps for curve in curves])
+    validation = _stack(curves, at, "validation_steps", "validation")
+    deviation = losses.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(steps)
+    return Curve(steps, seconds.mean(0), losses.mean(0), deviation, at, validation.mean(0))
+
+
+def _common(grids: Sequence[Array]) -> Array:
+    steps = grids[0]
+    for grid in grids[1:]:
+        steps = np.intersect1d(steps, grid)
+    return steps
+
+
+def _stack(curves: Sequence[Curve], steps: Array, grid: str, name: str) -> Array:
+    """(curves, steps) values of ``name`` at ``steps``."""
+    return np.stack(
+        [getattr(curve, name)[np.isin(getattr(curve, grid), steps)] for curve in curves]
+    )

@@ -1,0 +1,98 @@
+"""Run directories: made once, recognised again, refused when they hold something else."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectrain import __version__
+from spectrain.errors import RunError, UsageError
+from spectrain.method import Method
+from spectrain.runs.files import read_json, write_json
+
+FORMAT = 1
+
+
+def run_config(
+    task: str, options: dict[str, Any], method: Method, data: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """The content of a run's config.json."""
+    return {
+        "format": FORMAT,
+        "spectrain": __version__,
+        "command": command,
+        "task": task,
+        "options": options,
+        "method": method.settings(),
+        "corpus": data,
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as results may depend on them."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Make `directory` the home of the run that `config` describes; its result if it is finished.
+
+    Raises UsageError if the folder holds another run (naming the setting that differs) or something
+    else; RunError if it cannot be written or its config.json is damaged.
+    """
+    existing = read_json(directory / "config.json")
+    if existing is None:
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise UsageError(
+                f"--out {directory} exists and is no run of spectrain; choose a new folder, or "
+                "remove it first"
+            )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"could not make {directory}: {error.strerror or error}") from None
+        write_json(directory / "config.json", config)
+        return None
+    if not isinstance(existing, dict) or existing.get("format") != FORMAT:
+        raise RunError(f"{directory}/config.json is not of this version (format {FORMAT})")
+    for name, before, now in differences(existing, config):
+        raise UsageError(
+            f"--out {directory} holds a run with {name} = {before!r}, and this one has {now!r}; "
+            "choose another --out, or give the same settings to continue that run"
+        )
+    result: dict[str, Any] | None = read_json(directory / "result.json")
+    return result
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Settings in which two configurations differ, as (name, value in a, value in b)."""
+    found = []
+    for part in ("task", "method", "options"):
+        x, y = a.get(part), b.get(part)
+        if isinstance(x, dict) and isinstance(y, dict):
+            names = sorted({*x, *y})
+            found += [(n, x.get(n), y.get(n)) for n in names if x.get(n) != y.get(n)]
+        elif x != y:
+            found.append((part, x, y))
+    prints = [c.get("corpus", {}).get("fingerprint") for c in (a, b)]
+    if prints[0] != prints[1]:
+        found.append(("corpus fingerprint", prints[0], prints[1]))
+    return found
+
+
+def command_line() -> str:
+    """The command that was typed, as far as it can be told."""
+    return " ".join(["spectrain", *sys.argv[1:]])

@@ -1,0 +1,149 @@
+"""From a run's checkpoint to an ordinary transformers checkpoint, one matrix at a time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spectrain.errors import RunError, UsageError
+from spectrain.method import method_from
+from spectrain.runs import checkpoint
+from spectrain.runs.files import read_json, write_json
+from spectrain.surgery import apply, parametrized
+
+AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how well it agrees with the trained model."""
+
+    directory: Path
+    step: int
+    tensors: int
+    bytes: int
+    difference: float  # largest absolute difference of logits on the probe
+    largest: float  # largest absolute logit of the probe
+
+
+def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
+    """Write the newest intact checkpoint of `run` as a plain transformers checkpoint to `out`.
+
+    Matrices are built and written one at a time, shard by shard; the source is memory-mapped. The
+    written checkpoint is then loaded as any user would load it, and its logits are compared with
+    those that the trained model gave when it was saved.
+
+    Raises UsageError if `run` is no run or `out` is taken, RunError if no checkpoint is intact or
+    the logits disagree (nothing is left at `out` then).
+    """
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or "method" not in config:
+        raise UsageError(f"{run} is no run of spectrain (it has no config.json)")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} exists already; choose a new folder")
+    found, passed_over = checkpoint.newest(run / "checkpoints")
+    if found is None:
+        reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise RunError(f"{run} has no intact checkpoint to merge{reasons}")
+    try:
+        exported = _write(run, found, config, out, shard_size)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise RunError(f"could not write {out}: {error.strerror or error}") from None
+    if not exported.difference <= AGREE * max(1.0, exported.largest):
+        shutil.rmtree(out, ignore_errors=True)
+        raise RunError(
+            f"the merged model's logits differ from the trained model's by {exported.difference:.3g} "
+            f"(largest logit {exported.largest:.3g}); nothing was kept at {out}"
+        )
+    return exported
+
+
+def _write(
+    run: Path, found: checkpoint.Checkpoint, config: dict[str, Any], out: Path, shard_size: str
+) -> Exported:
+    state = found.state()
+    model = _skeleton(run, config, state)
+    layers = dict(parametrized(model))
+    plain = {n: t for n, t in model.state_dict().items() if _owner(n, layers) is None}
+    for name, layer in layers.items():
+        shape = (layer.out_features, layer.in_features)
+        weight = torch.empty(shape[::-1] if layer.transposed else shape, device="meta")
+        plain[f"{name}.weight"] = weight.to(layer.weight_dtype)
+        if layer.bias is not None:
+            plain[f"{name}.bias"] = layer.bias
+    kept = {name: t for name, t in plain.items() if name not in state["tied"]}
+    out.mkdir(parents=True, exist_ok=True)
+    plan = split_torch_state_dict_into_shards(kept, max_shard_size=shard_size)
+    with safe_open(found.path / "model.safetensors", framework="pt") as source:
+        for file, names in plan.filename_to_tensors.items():
+            shard = {name: _tensor(source, name, layers) for name in names}
+            save_file(shard, out / file, {"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(out / INDEX, index)
+    for folder in ("model", "tokenizer"):
+        for file_path in (run / folder).iterdir():
+            shutil.copy2(file_path, out / file_path.name)
+    difference, largest = _compare(out, load_file(found.path / "probe.safetensors"))
+    size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+    return Exported(out, found.step, len(kept), size, difference, largest)
+
+
+def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any]) -> nn.Module:
+    """The trained model with its exchanged layers, without any numbers in it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    phases = state["phases"]
+    settings = dict(phases[state["phase"]][0])
+    method = method_from(settings.pop("name"), settings)
+    exclude = [name.strip() for name in config["options"]["exclude"].split(",") if name.strip()]
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(run / "model")
+        )
+        apply(model, method, config["options"]["targets"], exclude, report=None)
+    return model
+
+
+def _owner(name: str, layers: dict[str, Any]) -> str | None:
+    """The exchanged layer that the state `name` belongs to."""
+    parent = name.rpartition(".")[0]
+    return parent if parent in layers else None
+
+
+def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
+    """One tensor of the plain checkpoint: read as it is, or built from a layer's factors."""
+    owner = _owner(name, layers)
+    if owner is None or name.endswith(".bias"):
+        tensor: Tensor = source.get_tensor(name)
+        return tensor
+    layer = layers[owner]
+    prefix = f"{owner}."
+    keys = [key for key in source.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
+    state = {key.removeprefix(prefix): source.get_tensor(key) for key in keys}
+    layer.load_state_dict(state, assign=True)
+    with torch.no_grad():
+        weight: Tensor = layer.dense().to(layer.weight_dtype)
+    layer.to("meta")
+    return (weight.mT if layer.transposed else weight).contiguous()
+
+
+@torch.no_grad()
+def _compare(directory: Path, probe: dict[str, Tensor]) -> tuple[float, float]:
+    """(largest difference, largest magnitude) of the logits of the checkpoint at `directory`."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    logits = model(input_ids=probe["input"], use_cache=False).logits.float()
+    difference = (logits - probe["output"]).abs().max().item()
+    return difference, probe["output"].abs().max().item()

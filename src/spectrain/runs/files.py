@@ -1,0 +1,66 @@
+"""How the files of a run are written (whole or not at all) and read (as far as they go)."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from spectrain.errors import RunError
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or what it held before.
+
+    Raises RunError if the file system refuses, for example because the disk is full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, atomically; what JSON cannot hold becomes its text."""
+    write_atomic(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None if there is no such file.
+
+    Raises RunError if the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"could not read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged (it is not JSON): delete or restore it") from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none if there is no file, without a half-written last line."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

@@ -1,0 +1,114 @@
+"""The language-model commands: one training run, and a comparison of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spectrain.method import Method
+from spectrain.runs.compare import Arm, Comparison, Plan, Trial, run_comparison
+from spectrain.runs.directory import command_line, open_directory, run_config
+from spectrain.runs.files import read_json
+from spectrain.runs.loop import DivergedError, Training
+from spectrain.runs.options import RunOptions
+from spectrain.runs.report import write_report
+from spectrain.runs.view import View
+from spectrain.tasks.lm.task import LanguageModelling
+
+
+def train(
+    task: LanguageModelling, method: Method, options: RunOptions, out: Path, view: View
+) -> tuple[dict[str, Any], Path]:
+    """Train in the run directory `out`, or continue there; the result and the report's path.
+
+    A finished run is not trained again. Raises as `Training` and `open_directory` do.
+    """
+    result = open_directory(out, _config(task, method, options))
+    if result is None:
+        result = Training(task, method, options, out, view).train()
+    return result, write_report(out)
+
+
+def compare(
+    task: LanguageModelling,
+    methods: Mapping[str, Method],
+    grids: Mapping[str, Sequence[float]],
+    options: RunOptions,
+    *,
+    ordinary_rates: Sequence[float | None],
+    report_seeds: Sequence[int],
+    max_extensions: int,
+    out: Path,
+    view: View,
+) -> tuple[Comparison, Path]:
+    """Methods × learning rates × seeds in `out`, or what of it is missing; and the report's path.
+
+    methods: by the name that their arm has in files. grids: the rates each of them begins with.
+    options.seed chooses the rates; report_seeds are what the results are averaged over.
+    """
+    plan = Plan(
+        arms=tuple(
+            Arm(
+                key,
+                method.title,
+                tuple(method.variations()),
+                method.schedule_text(),
+                method.card.paper_schedule,
+                tuple(grids[key]),
+            )
+            for key, method in methods.items()
+        ),
+        ordinary_rates=tuple(ordinary_rates),
+        sweep_seed=options.seed,
+        report_seeds=tuple(report_seeds),
+        max_extensions=max_extensions,
+    )
+    recorded = {
+        **_settings(task, options),
+        "methods": {key: method.settings() for key, method in methods.items()},
+    }
+    run_trial = _trial_runner(task, methods, options, view)
+    comparison = run_comparison(
+        plan, run_trial, out, options=recorded, say=view.say, command=command_line()
+    )
+    return comparison, write_report(out)
+
+
+def _trial_runner(
+    task: LanguageModelling, methods: Mapping[str, Method], options: RunOptions, view: View
+) -> Callable[[Trial, Path], Mapping[str, Any]]:
+    def run(trial: Trial, directory: Path) -> Mapping[str, Any]:
+        own = dataclasses.replace(
+            options, lr=trial.lr, lr_ordinary=trial.lr_ordinary, seed=trial.seed
+        )
+        method = methods[trial.arm]
+        result = open_directory(directory, _config(task, method, own))
+        if result is None:
+            quiet = _Quiet(view)
+            try:
+                result = Training(task, method, own, directory, quiet).train()
+            except DivergedError:
+                result = read_json(directory / "result.json")
+        return result
+
+    return run
+
+
+class _Quiet:
+    """A trial's view: its progress bar, but none of its sentences; the comparison has its own."""
+
+    def __init__(self, view: View) -> None:
+        self.begin, self.advance, self.end = view.begin, view.advance, view.end
+
+    def say(self, sentence: str) -> None: ...
+
+
+def _config(task: LanguageModelling, method: Method, options: RunOptions) -> dict[str, Any]:
+    return run_config(task.name, _settings(task, options), method, task.summary(), command_line())
+
+
+def _settings(task: LanguageModelling, options: RunOptions) -> dict[str, Any]:
+    settings = dataclasses.asdict(task.options) | dataclasses.asdict(options)
+    return {**settings, "model_config": dict(task.overrides)}

@@ -1,0 +1,250 @@
+"""The training loop, one for all tasks and methods."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from spectrain.attachment import attach
+from spectrain.errors import RunError
+from spectrain.groups import param_groups
+from spectrain.method import Method
+from spectrain.runs import checkpoint
+from spectrain.runs.files import read_json, write_json
+from spectrain.runs.interrupt import Interrupted, stop_on_signal
+from spectrain.runs.metrics import MetricsLog
+from spectrain.runs.options import RunOptions
+from spectrain.runs.view import View
+from spectrain.surgery import apply, merge, parametrized
+from spectrain.tasks.task import Task
+
+SPECTRA = 4  # layers whose singular values are recorded
+EXPLODED = 3.0  # a loss so many times the first one is called exploded
+
+
+class DivergedError(RunError):
+    """The loss became NaN, infinite or far larger than at the start."""
+
+
+class Training:
+    """One run in its directory: build, resume, train, measure, save.
+
+    `train()` returns the content of result.json. Raises DivergedError where the loss is lost,
+    Interrupted after a signal, RunError if the disk fails.
+    """
+
+    def __init__(
+        self, task: Task, method: Method, options: RunOptions, directory: Path, view: View
+    ) -> None:
+        self.task, self.method, self.options, self.view = task, method, options, view
+        self.directory = directory
+        self.device = options.find_device()
+        self.dtype = getattr(torch, options.dtype)
+        self.phases = method.phases(options.steps)
+        self.ends = [sum(n for _, n in self.phases[: i + 1]) for i in range(len(self.phases))]
+        self.step = 0
+        self.phase = 0
+        self.first_loss: float | None = None
+        self.step_seconds: list[float] = []
+        self.gradient_bytes = 0
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end, from the newest intact checkpoint where there is one."""
+        found, passed_over = checkpoint.newest(self.directory / "checkpoints")
+        for sentence in passed_over:
+            self.view.say(sentence)
+        if found is not None:
+            self.step, self.phase = found.step, found.state()["phase"]
+            self.first_loss = found.state()["first_loss"]
+            self.view.say(f"continuing {self.directory} from step {self.step}")
+        torch.manual_seed(self.options.seed)
+        self.model = self.task.build_model().to(self.device)
+        if found is None:
+            self.task.save_assets(self.model, self.directory)
+        self._enter_phase()
+        if found is not None:
+            found.restore(self.model, self.optimizer)
+        elif not (self.directory / "spectra.json").exists():
+            write_json(self.directory / "spectra.json", self._spectra("initial", {}))
+        self.log = MetricsLog(self.directory, self.step)
+        self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
+        try:
+            with stop_on_signal() as stop:
+                while self.step < self.options.steps:
+                    self._one_interval()
+                    if stop.asked:
+                        self._save()
+                        raise Interrupted(
+                            f"stopped at step {self.step} and saved; the same command continues"
+                        )
+        finally:
+            self.view.end()
+        self._save()
+        return self._finish()
+
+    # --- phases --------------------------------------------------------------------------------
+
+    def _enter_phase(self) -> None:
+        method, _ = self.phases[self.phase]
+        exclude = [name.strip() for name in self.options.exclude.split(",") if name.strip()]
+        apply(self.model, method, self.options.targets, exclude, report=self.view.say)
+        self.model.to(self.device)
+        self.optimizer = self._build_optimizer()
+        attach(self.model, self.optimizer)
+        self.run_model: Any = torch.compile(self.model) if self.options.compile else self.model
+
+    def _build_optimizer(self) -> Optimizer:
+        o = self.options
+        ordinary = o.lr if o.lr_ordinary is None else o.lr_ordinary
+        groups = param_groups(self.model, ordinary, weight_decay=o.weight_decay, factor_lr=o.lr)
+        self.rates = [group["lr"] for group in groups]
+        return o.build_optimizer(groups)
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _one_interval(self) -> None:
+        """Steps up to the next point where something is logged, measured, saved or changed."""
+        if self.step == self.ends[self.phase]:
+            merge(self.model)
+            self.phase += 1
+            self._enter_phase()
+        o = self.options
+        began, start = time.perf_counter(), self.step
+        total = torch.zeros((), device=self.device)
+        while True:
+            total += self._one_step()
+            self.step += 1
+            if self.step % o.log_every == 0 or self._is_due() or self.step == self.ends[self.phase]:
+                break
+        loss = total.item() / (self.step - start)
+        seconds = time.perf_counter() - began
+        self._check(loss)
+        self.step_seconds.append(seconds / (self.step - start))
+        units = (self.step - start) * self.task.units_per_step
+        rate = o.rate(self.step - 1)
+        ordinary = (o.lr if o.lr_ordinary is None else o.lr_ordinary) * rate
+        self.log.record(step=self.step, loss=loss, lr=o.lr * rate, lr_ordinary=ordinary)
+        self.log.record_timing(self.step, seconds, units, self.task.unit)
+        self.view.advance(self.step, loss, o.lr * rate, units / seconds)
+        if o.eval_every and self.step % o.eval_every == 0 and self.step < o.steps:
+            self.log.record(step=self.step, validation_loss=self._evaluate("validation", False))
+        if o.checkpoint_every and self.step % o.checkpoint_every == 0 and self.step < o.steps:
+            self._save()
+
+    def _is_due(self) -> bool:
+        periods = self.options.eval_every, self.options.checkpoint_every
+        return any(period and self.step % period == 0 for period in periods)
+
+    def _one_step(self) -> torch.Tensor:
+        factor = self.options.rate(self.step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        self.model.train()
+        batches = self.task.micro_batches(self.step, self.options.seed)
+        total = torch.zeros((), device=self.device)
+        low = self.dtype != torch.float32
+        for batch in batches:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
+                loss = self.task.loss(self.run_model, batch.to(self.device)) / len(batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if self.options.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+        if not self.gradient_bytes:
+            self.gradient_bytes = _bytes(p.grad for p in self.model.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _check(self, loss: float) -> None:
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        if loss <= EXPLODED * max(self.first_loss, 1.0):  # False for NaN
+            return
+        bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
+        where = f"; first non-finite parameter: {bad[0]}" if bad else ""
+        found, _ = checkpoint.newest(self.directory / "checkpoints")
+        kept = f"; last good checkpoint: step {found.step}" if found else ""
+        failure = f"loss {loss:.4g} at step {self.step}{where}"
+        write_json(self.directory / "result.json", self._result({"failed": failure}))
+        raise DivergedError(f"training diverged: {failure}{kept}. A lower --lr is the usual cure")
+
+    # --- measuring and saving ------------------------------------------------------------------
+
+    def _evaluate(self, split: str, thorough: bool) -> float:
+        return self.task.evaluate(self.model, split, thorough=thorough, dtype=self.dtype)
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        phases = [[method.settings(), steps] for method, steps in self.phases]
+        extra = {"phase": self.phase, "phases": phases, "first_loss": self.first_loss}
+        saved = checkpoint.save(
+            self.directory / "checkpoints",
+            self.step,
+            self.model,
+            self.optimizer,
+            self.task.probe(self.model),
+            extra,
+            self.options.keep,
+        )
+        size = sum(f.stat().st_size for f in saved.path.iterdir()) / 2**20
+        seconds = time.perf_counter() - began
+        self.view.say(f"checkpoint at step {self.step}: {size:.1f} MiB in {seconds:.1f} s")
+
+    def _finish(self) -> dict[str, Any]:
+        losses = {
+            "validation_loss": self._evaluate("validation", True),
+            "test_loss": self._evaluate("test", True),
+        }
+        self.log.record(step=self.step, **losses)
+        spectra = self._spectra("final", read_json(self.directory / "spectra.json") or {})
+        write_json(self.directory / "spectra.json", spectra)
+        result = self._result({**losses, "failed": None})
+        write_json(self.directory / "result.json", result)
+        return result
+
+    def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        parameters = list(self.model.parameters())
+        state = [t for entry in self.optimizer.state.values() for t in entry.values()]
+        cuda = self.device.type == "cuda"
+        return {
+            "steps": self.step,
+            self.task.unit: self.step * self.task.units_per_step,
+            **outcome,
+            "seconds": round(self.log.seconds, 3),
+            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "bytes": {
+                "weights": _bytes([*parameters, *self.model.buffers()]),
+                "gradients": self.gradient_bytes,
+                "optimizer": _bytes(t for t in state if isinstance(t, torch.Tensor)),
+                "device_peak": torch.cuda.max_memory_allocated() if cuda else None,
+            },
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "frozen_parameters": sum(p.numel() for p in parameters if not p.requires_grad),
+            "method": self.method.settings(),
+            "lr": self.options.lr,
+            "lr_ordinary": self.options.lr_ordinary,
+            "seed": self.options.seed,
+            "corpus_fingerprint": self.task.summary()["fingerprint"],
+            "options": asdict(self.options),
+        }
+
+    @torch.no_grad()
+    def _spectra(self, when: str, spectra: dict[str, Any]) -> dict[str, Any]:
+        layers = list(parametrized(self.model))
+        count = min(SPECTRA, len(layers))
+        chosen = [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
+        for name, layer in chosen:
+            values = torch.linalg.svdvals(layer.dense().float()).tolist()
+            spectra.setdefault(name, {})[when] = [round(v, 6) for v in values]
+        return spectra
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

@@ -1,0 +1,103 @@
+"""How a run is trained, whatever the task."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from spectrain.errors import UsageError
+from spectrain.settings import check, option
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Budget, rates, schedule, measuring and saving."""
+
+    steps: int = option(2000, help="optimizer steps", minimum=1)
+    lr: float = option(
+        1e-3,
+        help="learning rate of the matrices: the method's factors, or W at full rank",
+        minimum=0.0,
+    )
+    lr_ordinary: float | None = option(
+        None,
+        help="learning rate of everything else (embeddings, head, norms); default: as --lr",
+        minimum=0.0,
+    )
+    schedule: str = option(
+        "cosine", help="learning rate after the warm-up", choices=("cosine", "constant")
+    )
+    warmup: float = option(
+        0.1, help="linear warm-up, as a share of the steps", minimum=0, maximum=1
+    )
+    final_lr: float = option(
+        0.1, help="where cosine ends, as a share of the learning rate", minimum=0, maximum=1
+    )
+    optimizer: str = option("AdamW", help="a torch.optim class; fused where torch has it")
+    weight_decay: float = option(0.0, help="decoupled weight decay of all matrices", minimum=0.0)
+    clip: float = option(0.0, help="clip the gradient's norm to this; 0: never", minimum=0.0)
+    seed: int = option(0, help="seed of initial weights, data order and every draw", minimum=0)
+    targets: str = option(
+        "all-linear", help="layers to exchange: all-linear, or a regular expression over names"
+    )
+    exclude: str = option("lm_head", help="name suffixes to leave dense, separated by commas")
+    device: str = option("auto", help="cpu, cuda, mps; auto takes a GPU where there is one")
+    dtype: str = option(
+        "float32", help="arithmetic (weights stay float32)", choices=("float32", "bfloat16")
+    )
+    compile: bool = option(False, help="torch.compile the model")
+    log_every: int = option(10, help="steps between rows of metrics", minimum=1)
+    eval_every: int = option(200, help="steps between validations; 0: only at the end", minimum=0)
+    checkpoint_every: int = option(
+        500, help="steps between checkpoints; 0: only at the end", minimum=0
+    )
+    keep: int = option(2, help="checkpoints to keep", minimum=1)
+
+    def __post_init__(self) -> None:
+        check(self, "train")
+
+    def rate(self, step: int) -> float:
+        """Multiplier of all learning rates in step `step` (from 0)."""
+        warm = math.ceil(self.warmup * self.steps)
+        if step < warm:
+            return (step + 1) / warm
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - warm) / max(1, self.steps - warm)
+        return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over `groups`; fused if its class and this device have that."""
+        names = {
+            name.lower(): cls
+            for name, cls in vars(torch.optim).items()
+            if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+        }
+        if self.optimizer.lower() not in names:
+            near = difflib.get_close_matches(self.optimizer.lower(), names, n=1)
+            hint = f"; did you mean {names[near[0]].__name__}?" if near else ""
+            raise UsageError(f"--optimizer: torch.optim has no {self.optimizer!r}{hint}")
+        cls: Any = names[self.optimizer.lower()]
+        try:
+            optimizer: Optimizer = cls(groups, fused=True)
+        except (TypeError, RuntimeError, ValueError):
+            optimizer = cls(groups)
+        return optimizer
+
+    def find_device(self) -> torch.device:
+        """The device to train on. Raises UsageError if it is not there."""
+        if self.device == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+            return torch.device(name)
+        try:
+            device = torch.device(self.device)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"--device {self.device} cannot be used here: {reason}") from None
+        return device
