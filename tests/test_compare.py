@@ -123,7 +123,7 @@ def test_a_directory_with_something_else_is_refused(tmp_path):
     with pytest.raises(UsageError, match="something other than a comparison"):
         compare(tmp_path, plan(), FakeTraining())
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write to"):
+    with pytest.raises(UsageError, match="file is no folder"):
         run_comparison(plan(), FakeTraining(), tmp_path / "file", options={}, say=print)
 
 

@@ -8,7 +8,7 @@ from spectrain.runs.statistics import (
     Noise,
     gap_closed,
     mean,
-    pooled_noise,
+    seed_noise,
     separable,
     standard_deviation,
     t_cdf,
@@ -60,7 +60,7 @@ def test_mean_and_standard_deviation():
 
 
 def test_noise_is_pooled_over_methods():
-    noise = pooled_noise([[1.0, 3.0], [5.0, 5.0, 8.0], [9.0], []])
+    noise = seed_noise([[1.0, 3.0], [5.0, 5.0, 8.0], [9.0], []])
     assert noise is not None
     assert noise.dof == 3
     assert noise.deviation == pytest.approx(math.sqrt((2 + 6) / 3))
@@ -70,7 +70,7 @@ def test_noise_is_pooled_over_methods():
 
 
 def test_one_seed_has_no_noise_floor():
-    assert pooled_noise([[1.0], [2.0]]) is None
+    assert seed_noise([[1.0], [2.0]]) is None
     assert not separable([1.0], [2.0], None)
 
 
@@ -106,3 +106,16 @@ def test_no_gap_to_close(full, others, deviation):
 
 def test_no_gap_without_a_noise_floor():
     assert gap_closed([3.2], [3.0], [[3.4]], None) is None
+
+
+def test_seed_noise_leaves_out_what_a_seed_does_to_all_methods_alike() -> None:
+    shifted = [[1.0 + shift, 2.0 + shift] for shift in (0.0, 5.0)]
+    noise = seed_noise(shifted)
+    assert noise is not None
+    assert noise.deviation == pytest.approx(0.0, abs=1e-12)
+    assert noise.dof == 1
+    # Row means 3 and 3, column means 1.5, 2.5, 5: residuals −.5, −.5, 1 and .5, .5, −1.
+    noise = seed_noise([[1.0, 2.0, 6.0], [2.0, 3.0, 4.0]])
+    assert noise is not None
+    assert noise.dof == 2
+    assert noise.deviation == pytest.approx((3.0 / 2) ** 0.5)

@@ -54,6 +54,8 @@ def detach(model: nn.Module) -> None:
         if any(own is layer for own in attachment.layers.values() for layer in layers):
             _ATTACHED.discard(attachment)
             attachment.remove()
+    for layer in layers:  # also where the optimizer, and the attachment with it, is gone already
+        layer.attached = False
 
 
 def is_attached(model: nn.Module) -> bool:
@@ -87,6 +89,7 @@ class Attachment:
         )
         self.trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._waiting = {id(o) for o in self.drivers}
+        self._begun: set[int] = set()
         self._scaled: list[tuple[dict[str, Any], Any]] = []
         self._checked = False
         self._check_groups()
@@ -98,23 +101,36 @@ class Attachment:
 
     # --- hooks ---------------------------------------------------------------------------------
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is not None:
+            # The step rule needs this step's gradients now; the optimizer gets the loss alone.
+            with torch.enable_grad():
+                loss = closure()
+            args, kwargs = (optimizer, lambda: loss), {}
+        self._begun.add(id(optimizer))
         self._restore_rates()  # of a step that raised between the hooks
         if any(layer.loaded for layer in self.layers.values()):
             self._take_clock()
         if _is_skipped(optimizer):
-            return
-        if not self._checked:
+            return args, kwargs
+        _unscale(optimizer)
+        first = len(self._waiting) == len(self.drivers)
+        if first and not self._checked:
             self._check_gradients()
         for method, layers in self.by_method.items():
-            method.before_update(layers, self.moments, self.clock)
+            if first:
+                method.before_update(layers, self.moments, self.clock)
             factor = method.warmup_factor(self.clock)
             if factor != 1.0:
                 self._scale_rates(optimizer, method, factor)
+        return args, kwargs
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if _is_skipped(optimizer):
+        # An optimizer whose step calls its parent class's runs the hooks of both: one step all the same.
+        if _is_skipped(optimizer) or id(optimizer) not in self._begun:
             return
+        self._begun.discard(id(optimizer))
         self._waiting.discard(id(optimizer))
         if self._waiting:
             self._restore_rates()
@@ -273,6 +289,20 @@ def _is_skipped(optimizer: Optimizer) -> bool:
     """True in a fused step that a gradient scaler has marked as overflowed."""
     found: Tensor | None = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found.any())
+
+
+def _unscale(optimizer: Optimizer) -> None:
+    """Divide the gradients by a gradient scaler's factor, where it left that to a fused step.
+
+    A step rule that looks at gradients must see the true ones.
+    """
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is not None:
+        gradients = [
+            p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+        ]
+        torch._foreach_div_(gradients, scale.to(gradients[0].device))
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def _one_cycle(method: Method, layers: Sequence[Parametrization]) -> range:

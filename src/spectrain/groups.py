@@ -25,16 +25,17 @@ def param_groups(
         raise UsageError("param_groups: no exchanged layers; call spectrain.apply first")
     base = lr if factor_lr is None else factor_lr
     # Methods that meet in one model keep groups of their own: each warms its rates up by itself.
-    groups: dict[tuple[Method, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[Method, float, float], list[nn.Parameter]] = {}
     factors: set[int] = set()
     for layer in layers.values():
         for name, p in layer.factors().items():
             factors.add(id(p))
             rate = base * layer.method.rate_scale(name)
-            groups.setdefault((layer.method, rate), []).append(p)
+            decay = weight_decay * layer.method.decay_scale(name)
+            groups.setdefault((layer.method, rate, decay), []).append(p)
     ordinary = [p for p in model.parameters() if p.requires_grad and id(p) not in factors]
     matrices = [p for p in ordinary if p.ndim > 1]
     vectors = [p for p in ordinary if p.ndim <= 1]
     made = [(matrices, lr, weight_decay), (vectors, lr, 0.0)]
-    made += [(params, rate, weight_decay) for (_, rate), params in groups.items()]
+    made += [(params, rate, decay) for (_, rate, decay), params in groups.items()]
     return [{"params": p, "lr": rate, "weight_decay": decay} for p, rate, decay in made if p]

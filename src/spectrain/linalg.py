@@ -103,8 +103,8 @@ def random_basis(rank: int, size: int, generator: torch.Generator, *, like: Tens
 
 
 def gaussian(shape: tuple[int, ...], generator: torch.Generator, *, like: Tensor) -> Tensor:
-    """Standard normal numbers drawn on the CPU, so that every device sees the same ones."""
-    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
+    """Standard normal numbers drawn on the CPU in float32: the same on every device, in any dtype."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32).to(like)
 
 
 def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator, *, like: Tensor) -> Tensor:
@@ -112,6 +112,6 @@ def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator, *, like:
     if like.is_meta:
         return torch.empty(shape, dtype=working(like).dtype, device="meta")
     bound = 1 / math.sqrt(shape[1])
-    draw = torch.rand(shape, generator=generator, dtype=working(like).dtype)
+    draw = torch.rand(shape, generator=generator, dtype=torch.float32)
     scaled: Tensor = (2 * draw - 1) * bound
-    return scaled.to(like.device)
+    return scaled.to(working(like))

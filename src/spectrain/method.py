@@ -60,6 +60,7 @@ class Method:
     """
 
     card: ClassVar[Card]
+    keeps_function: ClassVar[bool] = True  # False where apply cannot leave the function unchanged
 
     def __post_init__(self) -> None:
         check(self, self.card.title)
@@ -77,6 +78,10 @@ class Method:
 
     def rate_scale(self, factor: str) -> float:
         """Learning rate of the factor called `factor`, as a multiple of the factors' rate."""
+        return 1.0
+
+    def decay_scale(self, factor: str) -> float:
+        """Weight decay of the factor called `factor`, as a multiple of the decay that was asked for."""
         return 1.0
 
     # --- step rule -----------------------------------------------------------------------------
@@ -104,8 +109,10 @@ class Method:
 
     @property
     def has_schedule(self) -> bool:
-        """True if training needs `spectrain.attach`: the method acts after steps or at events."""
-        return bool(self.events()) or type(self).after_update is not Method.after_update
+        """True if training needs `spectrain.attach`: the method acts around steps or at events."""
+        hooks = "begin_step", "before_update", "after_update"
+        own = (getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
+        return bool(self.events()) or any(own)
 
     def phases(self, steps: int) -> list[tuple[Method, int]]:
         """How a run of `steps` is divided: (method, steps) in order, each with its own attach."""

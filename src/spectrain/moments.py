@@ -76,12 +76,19 @@ class Moments:
             )
 
     @torch.no_grad()
-    def clear(self, parameter: Tensor) -> None:
-        """Back to the state before the first step: moments and step counter."""
+    def clear(self, parameter: Tensor, index: Tensor | None = None, dim: int = 0) -> None:
+        """Back to the state before the first step: moments and step counter.
+
+        With `index`, only the moments of those rows (dim=0) or columns (dim=1), as where single
+        vectors are exchanged; the step counter, which a tensor has but one of, stays.
+        """
         self.require_editable(parameter)
         state = self.state(parameter)
         for name, value in state.items():
-            if isinstance(value, Tensor):
+            if index is not None:
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.index_fill_(dim, index.to(value.device), _AT_START[name])
+            elif isinstance(value, Tensor):
                 value.fill_(_AT_START[name])
             elif value is not None:
                 state[name] = type(value)(_AT_START[name])
@@ -97,14 +104,17 @@ class Moments:
     def prune(self, parameter: Tensor, ratio: float, by: str, generator: torch.Generator) -> None:
         """Zero a share `ratio` of each moment, drawn at random or the smallest by magnitude.
 
-        The step counter stays (Lialin et al. 2024, section 3).
+        The step counter stays (Lialin et al. 2024, section 3). Random draws are the same for all
+        moments: a first moment left without its second would be divided by ε alone wherever the next
+        gradient is zero, as A's is right after a merge.
         """
         self.require_editable(parameter)
+        lot = torch.rand(parameter.shape, generator=generator)
         for name, value in self.state(parameter).items():
             if name not in (*_FIRST_ORDER, *_SECOND_ORDER) or not isinstance(value, Tensor):
                 continue
             if by == "random":
-                drop = torch.rand(value.shape, generator=generator).to(value.device) < ratio
+                drop = lot.to(value.device) < ratio
             else:
                 drop = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
                 smallest = value.abs().flatten().argsort()[: round(ratio * value.numel())]

@@ -49,7 +49,7 @@ def apply(
                 f"choose 1 … {smallest}, or exclude the layer"
             )
     summary = coverage(model, matched)
-    for name, linear in matched.items():
+    for linear in matched.values():
         layer = method.parametrize(linear)
         layer.note_versions()
         _replace(model, linear, layer)
@@ -69,6 +69,9 @@ def merge(model: Model) -> Model:
     layers = dict(parametrized(model))
     if not layers:
         raise UsageError("merge: this model has no exchanged layers (apply first; merge only once)")
+    for name, layer in layers.items():
+        if not layer.has_dense:
+            raise UsageError(f"merge: {name} is equal to no single matrix, so it stays as it is")
     never_ticked = [n for n, layer in layers.items() if _trained_unattached(layer)]
     if never_ticked:
         warnings.warn(
@@ -95,6 +98,9 @@ def select(
     model: nn.Module, targets: Targets = "all-linear", exclude: Sequence[str] = ("lm_head",)
 ) -> dict[str, nn.Module]:
     """The layers that `apply` would exchange, by qualified name. Raises as `apply` does."""
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise UsageError(f"{lazy[0]} has no shape yet; run one batch through the model first")
     candidates = {n: m for n, m in model.named_modules() if _is_linear_like(m)}
     excluded = [exclude] if isinstance(exclude, str) else list(exclude)
     head = _output_head(model) if targets == "all-linear" else None
@@ -117,10 +123,6 @@ def select(
         if not name:
             raise UsageError(
                 "apply: the model is itself one layer; wrap it, as in nn.Sequential(layer)"
-            )
-        if isinstance(module._parameters.get("weight"), UninitializedParameter):
-            raise UsageError(
-                f"{name}: its weight has no shape yet; run one batch through the model first"
             )
         if module._parameters.get("weight") is None:
             raise UsageError(

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from spectrain import __version__
-from spectrain.cli.commands import compare_lm, demo, list_methods, merge, train_lm
+from spectrain.cli.commands import demo, list_methods, merge
+from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.errors import SpectrainError
 
 EXIT_INTERRUPTED = 130
@@ -51,6 +52,7 @@ for _command in (demo, merge, list_methods):
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0, 1 (failed), 2 (usage), 130 (stopped)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
     try:
         cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
@@ -61,10 +63,16 @@ def main(arguments: list[str] | None = None) -> None:
         _say(f"Error: {error}")
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt) as stop:
-        _say(str(stop) or "stopped; what was saved is kept, and the same command continues")
+        # click turns a KeyboardInterrupt into an Abort and keeps it as the cause.
+        said = str(stop.__cause__ or stop)
+        _say(said or "stopped; what was saved is kept, and the same command continues")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"Error: {where}{error.strerror or error}")
         sys.exit(1)
 
 

@@ -12,23 +12,23 @@ from typing import Any
 
 import click
 
-from spectrain.method import Method, registered
+from spectrain.method import Method
 
 Parameters = list[click.Parameter]
 Section = tuple[str, Parameters]
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists its options under headings."""
+    """A command whose help lists its options under headings; one option may stand under several."""
 
     def __init__(
         self, name: str, callback: Callable[..., None], help: str, sections: Sequence[Section]
     ) -> None:
         self.sections = sections
         settings = {"token_normalize_func": _dashes, "max_content_width": 100}
-        params = [parameter for _, group in sections for parameter in group]
+        params = {parameter.name: parameter for _, group in sections for parameter in group}
         super().__init__(
-            name, callback=callback, help=help, params=params, context_settings=settings
+            name, callback=callback, help=help, params=[*params.values()], context_settings=settings
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -40,44 +40,17 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-def options_of(
-    cls: type, *, prefix: str = "", skip: Sequence[str] = (), defaults: dict[str, Any] | None = None
-) -> Parameters:
-    """An option --prefix.field-name for each field of the dataclass `cls`."""
-    made: Parameters = []
-    for f in dataclasses.fields(cls):
-        if f.name not in skip:
-            default = (defaults or {}).get(f.name, f.default)
-            made.append(
-                _option(f, prefix, None if default is MISSING else default, f.metadata["help"])
-            )
-    return made
+def options_of(cls: type, *, skip: Sequence[str] = ()) -> Parameters:
+    """An option --field-name for each field of the dataclass `cls`."""
+    return [_option(f, _flag(f.name)) for f in dataclasses.fields(cls) if f.name not in skip]
 
 
-def method_options(prefix: str) -> Parameters:
-    """Options --method.NAME for the settings of all methods; help says whose they are."""
-    owners: dict[str, list[tuple[str, dataclasses.Field[Any]]]] = {}
-    for key, cls in registered().items():
-        for f in dataclasses.fields(cls):
-            owners.setdefault(f.name, []).append((key, f))
-    made: Parameters = []
-    for fields in owners.values():
-        texts = {
-            f.metadata["help"]: [k for k, g in fields if g.metadata["help"] == f.metadata["help"]]
-            for _, f in fields
-        }
-        text = "; ".join(
-            f"[{', '.join(keys)}] {help_text}{_default(fields, keys)}"
-            for help_text, keys in texts.items()
-        )
-        made.append(_option(fields[0][1], prefix, None, text))
-    return made
+def method_options(method: type[Method], prefix: str, required: str) -> Parameters:
+    """An option --prefix.field-name for each setting of `method`; None where it is not given.
 
-
-def _default(fields: list[tuple[str, dataclasses.Field[Any]]], keys: list[str]) -> str:
-    values = {f.default for key, f in fields if key in keys}
-    value = values.pop() if len(values) == 1 else None
-    return "" if value is None or value is MISSING or value == "" else f" (default {value})"
+    required: what help says of a setting without a default.
+    """
+    return [_method_option(f, prefix, required) for f in dataclasses.fields(method)]
 
 
 def settings_for(method: type[Method], prefix: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +58,12 @@ def settings_for(method: type[Method], prefix: str, values: dict[str, Any]) -> d
     names = [f.name for f in dataclasses.fields(method)]
     found = {name: values.get(_python_name(prefix, name)) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def missing(method: type[Method], settings: dict[str, Any]) -> list[str]:
+    """The settings that `method` has no default for and that were not given."""
+    fields = dataclasses.fields(method)
+    return [f.name for f in fields if f.default is MISSING and f.name not in settings]
 
 
 def given(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -111,8 +90,8 @@ def config_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_read_config,
-        help="read options from a TOML file; flags win. Keys are the flags' names, "
-        "[method] rank = 64 stands for --method.rank 64",
+        help="read options from a TOML file; flags win. Keys are the flags' names; a table "
+        'as [method] holds name = "sst" and its settings, rank = 64',
     )
 
 
@@ -144,34 +123,47 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, value in content.items():
-        if key == "model_config" and isinstance(value, dict):
+        if _dashes(key) == "model-config" and isinstance(value, dict):
             rows.append((key, [f"{k}={v}" for k, v in value.items()]))
         elif isinstance(value, dict):
             rows += _flat(value, f"{prefix}{key}.")
+        elif key == "name" and prefix:
+            rows.append((prefix.removesuffix("."), value))
         else:
             rows.append((prefix + key, value))
     return rows
 
 
-def _option(f: dataclasses.Field[Any], prefix: str, default: Any, text: str) -> click.Option:
-    flag = f"--{prefix}{'.' if prefix else ''}{_dashes(f.name)}"
-    kind = str(f.type)
-    symbol = f.metadata.get("symbol")
-    text += f" [{symbol}]" if symbol and prefix else ""
-    name = _python_name(prefix, f.name)
-    if "bool" in kind:
+def _option(f: dataclasses.Field[Any], flag: str) -> click.Option:
+    text, choices = f.metadata["help"], f.metadata["choices"]
+    if "bool" in str(f.type):
+        return click.Option([f"{flag}/{_flag(f'no-{f.name}')}"], default=f.default, help=text)
+    kind = click.Choice(choices) if choices else _type(f)
+    shown = f.default is not None
+    return click.Option([flag], type=kind, default=f.default, help=text, show_default=shown)
+
+
+def _method_option(f: dataclasses.Field[Any], prefix: str, required: str) -> click.Option:
+    """Methods may share the option, so that its default and its choices are theirs to check."""
+    flag, name = _flag(f"{prefix}.{f.name}"), _python_name(prefix, f.name)
+    text, symbol, choices = (f.metadata[key] for key in ("help", "symbol", "choices"))
+    text += f" ({symbol})" if symbol else ""
+    if "bool" in str(f.type):
         return click.Option(
-            [f"{flag}/--{prefix}{'.' if prefix else ''}no-{_dashes(f.name)}", name],
-            default=default,
-            help=text,
+            [f"{flag}/{_flag(f'{prefix}.no-{f.name}')}", name], default=None, help=text
         )
-    value_type: Any = int if "int" in kind else float if "float" in kind else str
-    if f.metadata.get("choices") and not prefix:
-        value_type = click.Choice(f.metadata["choices"])
-    shown = default is not None and not prefix
-    return click.Option(
-        [flag, name], type=value_type, default=default, help=text, show_default=shown
-    )
+    if f.default is not None:
+        text += f"  [{required if f.default is MISSING else f'default: {f.default}'}]"
+    metavar = f"[{'|'.join(choices)}]" if choices else None
+    return click.Option([flag, name], type=_type(f), default=None, help=text, metavar=metavar)
+
+
+def _type(f: dataclasses.Field[Any]) -> type:
+    return int if "int" in str(f.type) else float if "float" in str(f.type) else str
+
+
+def _flag(name: str) -> str:
+    return f"--{_dashes(name)}"
 
 
 def _python_name(prefix: str, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from spectrain.errors import SpectrainWarning
 from spectrain.linalg import random_basis, randomized_basis, subspace_step, svd
 from spectrain.method import Card, Method, event_generator, register
 from spectrain.moments import Moments
@@ -79,7 +80,7 @@ class GaLore(Method):
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
         for layer in cast(Layers, layers):
             if layer.gathered is None and clock % self.refresh_every == 0:
-                layer.gathered = torch.zeros_like(layer.base)
+                layer.gathered = torch.zeros_like(layer.base, dtype=layer.R.dtype)
 
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
@@ -89,24 +90,27 @@ class GaLore(Method):
                 if layer.gathered is not None and layer.R.grad is not None:
                     gradient = layer.gathered
                     layer.require_untouched_gradient()
-                    self._refresh(layer, moments, clock)
-                    layer.R.grad.copy_(layer.down(gradient))
+                    if self._refresh(layer, moments, clock):
+                        layer.R.grad.copy_(layer.down(gradient))
 
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
             layer.fold(self.scale, decay=group["lr"] * group.get("weight_decay", 0.0))
-            self._refresh(layer, moments, clock)
+            if self.refresh == "next_step":
+                self._refresh(layer, moments, clock)
 
     @torch.no_grad()
-    def _refresh(self, layer: Projected, moments: Moments, clock: int) -> None:
-        if layer.gathered is None:
-            return
+    def _refresh(self, layer: Projected, moments: Moments, clock: int) -> bool:
+        """A new basis, if this layer is due and has a gradient to take it from; True if so."""
+        if layer.gathered is None or not layer.gathered.any():  # a layer that was not used waits
+            return False
         gradient = layer.gathered if layer.side == "left" else layer.gathered.mT
         if not torch.isfinite(gradient).all():
-            warnings.warn("GaLore: NaN or infinite gradient; the basis waits a step", stacklevel=2)
+            text = "GaLore: NaN or infinite gradient; the basis waits a step"
+            warnings.warn(text, SpectrainWarning, stacklevel=2)
             layer.gathered.zero_()
-            return
+            return False
         layer.gathered = None
         old = layer.basis.clone()
         layer.basis.copy_(self._leading(layer, gradient, clock))
@@ -114,6 +118,7 @@ class GaLore(Method):
             moments.clear(layer.R)
         elif self.moments == "rotate":
             moments.rotate(layer.R, layer.basis @ old.mT, dim=0 if layer.side == "left" else 1)
+        return True
 
     def _leading(self, layer: Projected, gradient: Tensor, clock: int) -> Tensor:
         """The r leading left singular vectors of `gradient` (a, ·), as rows (r, a)."""

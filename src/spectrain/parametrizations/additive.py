@@ -34,7 +34,7 @@ class Additive(Factored):
         self.B = self.parameter(weight.new_zeros(self.out_features, rank), trainable=True)
 
     def dense(self) -> Tensor:
-        return torch.addmm(working(self.base), self.B, self.A, alpha=self.scale)
+        return torch.addmm(working(self.base), working(self.B), working(self.A), alpha=self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.base, self.bias)

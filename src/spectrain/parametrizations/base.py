@@ -35,6 +35,7 @@ class Parametrization(nn.Module):
     Buffers: `clock`, optimizer steps since `apply`; `seed`, from which all later draws follow.
     """
 
+    has_dense = True  # False for a form that no single matrix is equal to; it cannot be merged
     clock: Tensor
     seed: Tensor
     bias: nn.Parameter | None

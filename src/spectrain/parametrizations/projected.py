@@ -24,7 +24,7 @@ class Projected(Factored):
     after every step, so R is zero in every forward pass and costs nothing there.
 
     While `gathered` is a matrix (m, n) instead of None, each backward pass adds the dense gradient
-    to it: what a refresh of the basis is computed from.
+    to it, beginning anew where R has no gradient yet: what a refresh of the basis is computed from.
     """
 
     def __init__(self, linear: nn.Module, method: Method, *, rank: int, side: str) -> None:
@@ -47,6 +47,7 @@ class Projected(Factored):
 
     def down(self, dense: Tensor) -> Tensor:
         """A matrix (m, n) projected to the coordinates of R."""
+        dense = dense.to(self.basis.dtype)
         return self.basis @ dense if self.side == "left" else dense @ self.basis.mT
 
     def dense(self) -> Tensor:
@@ -63,10 +64,11 @@ class Projected(Factored):
 
         A same-step refresh derives the new one from `gathered`, which would undo that.
         """
-        if self.gathered is None or self.R.grad is None:
+        if self.gathered is None or self.R.grad is None or not self.R.grad.isfinite().all():
             return
-        seen, expected = self.R.grad, self.down(self.gathered).to(self.R.dtype)
-        if not torch.allclose(seen, expected, rtol=1e-2, atol=1e-3 * float(seen.abs().max())):
+        expected = self.down(self.gathered)
+        factor = (self.R.grad * expected).sum() / expected.square().sum()
+        if abs(float(factor) - 1) > 1e-2:  # more than rounding in bf16
             raise UsageError(
                 f"{self.method.title}: gradients were clipped or scaled between backward and step, "
                 "which refresh='same_step' would undo; use refresh='next_step'"
@@ -78,6 +80,8 @@ class Projected(Factored):
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         rows = x.reshape(-1, self.in_features).to(dtype)
+        if self.gathered is not None and self.R.grad is None and torch.is_grad_enabled():
+            self.gathered.zero_()  # first micro-batch: nothing of a step that was skipped may stay
         weight = self.base if self.attached else self.dense()
         frozen = weight.detach().to(dtype), self.basis
         y: Tensor = _ProjectedGradient.apply(  # type: ignore[no-untyped-call]

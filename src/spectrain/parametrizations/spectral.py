@@ -57,8 +57,8 @@ class Spectral(Factored):
         return self.U_active.shape[0]
 
     def dense(self) -> Tensor:
-        U = torch.cat((self.U_active, self.U_frozen.to(self.U_active.dtype)))
-        V = torch.cat((self.V_active, self.V_frozen.to(self.V_active.dtype)))
+        U = torch.cat((working(self.U_active), working(self.U_frozen)))
+        V = torch.cat((working(self.V_active), working(self.V_frozen)))
         return (U.mT * self.s) @ V
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,8 @@ class SpectralResidual(Factored):
         return self.U_active.shape[0]
 
     def dense(self) -> Tensor:
-        return torch.addmm(working(self.base), self.U_active.mT * self.s, self.V_active)
+        U, V = working(self.U_active), working(self.V_active)
+        return torch.addmm(working(self.base), U.mT * self.s, V)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.base, self.bias)

@@ -88,8 +88,11 @@ def save(
             f"could not write a checkpoint to {folder}: {_first_line(error)}; free some space or "
             "make the folder writable and start again with the same command"
         ) from None
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    # A run continues from its newest intact checkpoint, so later ones are damaged.
+    kept = [path for path in sorted(folder.glob("step-*")) if path <= final][-keep:]
+    for path in folder.glob("step-*"):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
     return Checkpoint(final, step)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrain.errors import RunError, UsageError
+from spectrain.runs.directory import make_folder, refuse_foreign
 from spectrain.runs.files import read_json, write_atomic, write_json
 from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
 
@@ -169,12 +170,10 @@ def _settle(
         "plan": asdict(plan),
     }
     settings: dict[str, Any] = json.loads(json.dumps(asked, default=str))
-    try:
-        (out / "trials").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out}: {error.strerror or error}") from error
+    make_folder(out)
     recorded = read_json(out / "config.json")
     if recorded is None:
+        refuse_foreign(out)
         write_json(out / "config.json", settings)
         return settings
     if not isinstance(recorded, dict) or recorded.get("kind") != "comparison":

@@ -16,6 +16,7 @@ from spectrain.method import Method
 from spectrain.runs.files import read_json, write_json
 
 FORMAT = 1
+STARTED = ("metrics.jsonl", "checkpoints", "result.json")  # what a run has after its first steps
 
 
 def run_config(
@@ -53,21 +54,19 @@ def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | 
     Raises UsageError if the folder holds another run (naming the setting that differs) or something
     else; RunError if it cannot be written or its config.json is damaged.
     """
+    make_folder(directory)
     existing = read_json(directory / "config.json")
     if existing is None:
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise UsageError(
-                f"--out {directory} exists and is no run of spectrain; choose a new folder, or "
-                "remove it first"
-            )
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"could not make {directory}: {error.strerror or error}") from None
+        refuse_foreign(directory)
         write_json(directory / "config.json", config)
         return None
     if not isinstance(existing, dict) or existing.get("format") != FORMAT:
         raise RunError(f"{directory}/config.json is not of this version (format {FORMAT})")
+    if "method" not in existing:
+        raise UsageError(f"--out {directory} holds a comparison, not a run; choose another --out")
+    if not any((directory / name).exists() for name in STARTED):
+        write_json(directory / "config.json", config)  # it never made a step: a mistake, corrected
+        return None
     for name, before, now in differences(existing, config):
         raise UsageError(
             f"--out {directory} holds a run with {name} = {before!r}, and this one has {now!r}; "
@@ -77,12 +76,38 @@ def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | 
     return result
 
 
+def make_folder(directory: Path) -> None:
+    """Make `directory` if it is missing.
+
+    Raises UsageError if a file stands in its way, RunError if the file system refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(p for p in (directory, *directory.parents) if p.exists())
+        raise UsageError(f"--out {directory} cannot be made: {file} is no folder") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"--out {directory} cannot be made: {reason}") from None
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raise UsageError if `directory`, which has no config.json, holds anything."""
+    if any(not path.name.startswith(".config.json.") for path in directory.iterdir()):
+        raise UsageError(
+            f"--out {directory} is not empty and has no config.json of spectrain; choose a new "
+            "folder, or remove it first"
+        )
+
+
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings in which two configurations differ, as (name, value in a, value in b)."""
     found = []
     for part in ("task", "method", "options"):
-        x, y = a.get(part), b.get(part)
-        if isinstance(x, dict) and isinstance(y, dict):
+        x, y = _flat(a.get(part)), _flat(b.get(part))
+        if part == "method" and x["name"] != y["name"]:  # then its settings say nothing
+            found.append((part, x["name"], y["name"]))
+        elif isinstance(x, dict) and isinstance(y, dict):
             names = sorted({*x, *y})
             found += [(n, x.get(n), y.get(n)) for n in names if x.get(n) != y.get(n)]
         elif x != y:
@@ -91,6 +116,15 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, An
     if prints[0] != prints[1]:
         found.append(("corpus fingerprint", prints[0], prints[1]))
     return found
+
+
+def _flat(settings: Any) -> Any:
+    """Settings without nesting: {"model_config": {"x": 1}} becomes {"model_config.x": 1}."""
+    if not isinstance(settings, dict):
+        return settings
+    nested = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    inner = {f"{name}.{key}": v for name, value in nested.items() for key, v in value.items()}
+    return {name: value for name, value in settings.items() if name not in nested} | inner
 
 
 def command_line() -> str:

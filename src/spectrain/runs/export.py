@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from spectrain.errors import RunError, UsageError
 from spectrain.method import method_from
 from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
+from spectrain.runs.options import RunOptions
 from spectrain.surgery import apply, parametrized
 
 AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
@@ -54,18 +56,28 @@ def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
     if found is None:
         reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise RunError(f"{run} has no intact checkpoint to merge{reasons}")
+    for needed in ("model", "tokenizer"):
+        if not (run / needed).is_dir():
+            raise RunError(f"{run} is incomplete: its folder {needed} is missing")
+    partial = out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        exported = _write(run, found, config, out, shard_size)
-    except OSError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise RunError(f"could not write {out}: {error.strerror or error}") from None
-    if not exported.difference <= AGREE * max(1.0, exported.largest):
-        shutil.rmtree(out, ignore_errors=True)
-        raise RunError(
-            f"the merged model's logits differ from the trained model's by {exported.difference:.3g} "
-            f"(largest logit {exported.largest:.3g}); nothing was kept at {out}"
-        )
-    return exported
+        partial.mkdir(parents=True)
+        exported = _write(run, found, config, partial, shard_size)
+        if not exported.difference <= AGREE * max(1.0, exported.largest):
+            raise RunError(
+                "the merged model's logits differ from the trained model's by "
+                f"{exported.difference:.3g} (largest logit {exported.largest:.3g}); nothing was "
+                f"kept at {out}"
+            )
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"could not write {out}: {str(error).splitlines()[0]}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return replace(exported, directory=out)
 
 
 def _write(
@@ -82,7 +94,6 @@ def _write(
         if layer.bias is not None:
             plain[f"{name}.bias"] = layer.bias
     kept = {name: t for name, t in plain.items() if name not in state["tied"]}
-    out.mkdir(parents=True, exist_ok=True)
     plan = split_torch_state_dict_into_shards(kept, max_shard_size=shard_size)
     with safe_open(found.path / "model.safetensors", framework="pt") as source:
         for file, names in plan.filename_to_tensors.items():
@@ -106,12 +117,12 @@ def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any]) -> nn.Mo
     phases = state["phases"]
     settings = dict(phases[state["phase"]][0])
     method = method_from(settings.pop("name"), settings)
-    exclude = [name.strip() for name in config["options"]["exclude"].split(",") if name.strip()]
+    options = RunOptions(targets=config["options"]["targets"], exclude=config["options"]["exclude"])
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(run / "model")
         )
-        apply(model, method, config["options"]["targets"], exclude, report=None)
+        apply(model, method, options.targets, options.excluded, report=None)
     return model
 
 

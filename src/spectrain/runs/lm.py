@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs.compare import Arm, Comparison, Plan, Trial, run_comparison
 from spectrain.runs.directory import command_line, open_directory, run_config
@@ -15,6 +17,7 @@ from spectrain.runs.loop import DivergedError, Training
 from spectrain.runs.options import RunOptions
 from spectrain.runs.report import write_report
 from spectrain.runs.view import View
+from spectrain.surgery import apply, coverage, select
 from spectrain.tasks.lm.task import LanguageModelling
 
 
@@ -69,11 +72,25 @@ def compare(
         **_settings(task, options),
         "methods": {key: method.settings() for key, method in methods.items()},
     }
+    _check(task, methods, options, view)
     run_trial = _trial_runner(task, methods, options, view)
     comparison = run_comparison(
         plan, run_trial, out, options=recorded, say=view.say, command=command_line()
     )
     return comparison, write_report(out)
+
+
+def _check(
+    task: LanguageModelling, methods: Mapping[str, Method], options: RunOptions, view: View
+) -> None:
+    """Refuse now what a later trial could not start with, and show what all of them exchange."""
+    options.find_device()
+    model = task.build_model().to("meta")
+    covered = coverage(model, select(model, options.targets, options.excluded))
+    for method in methods.values():
+        own = apply(copy.deepcopy(model), method, options.targets, options.excluded, report=None)
+        options.build_optimizer(param_groups(own, options.lr))
+    view.say(f"Every method trains {covered}")
 
 
 def _trial_runner(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from spectrain.attachment import attach
-from spectrain.errors import RunError
+from spectrain.errors import RunError, SpectrainWarning
 from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
-from spectrain.runs.interrupt import Interrupted, stop_on_signal
+from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
 from spectrain.runs.view import View
@@ -31,6 +31,15 @@ EXPLODED = 3.0  # a loss so many times the first one is called exploded
 
 class DivergedError(RunError):
     """The loss became NaN, infinite or far larger than at the start."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What has been summed up since the latest row of metrics."""
+
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
 
 
 class Training:
@@ -52,18 +61,22 @@ class Training:
         self.step = 0
         self.phase = 0
         self.first_loss: float | None = None
-        self.step_seconds: list[float] = []
+        self.interval = Interval()
         self.gradient_bytes = 0
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
         found, passed_over = checkpoint.newest(self.directory / "checkpoints")
         for sentence in passed_over:
-            self.view.say(sentence)
+            warnings.warn(sentence, SpectrainWarning, stacklevel=2)
         if found is not None:
-            self.step, self.phase = found.step, found.state()["phase"]
-            self.first_loss = found.state()["first_loss"]
+            state = found.state()
+            self.step, self.phase = found.step, state["phase"]
+            self.first_loss, self.interval = state["first_loss"], Interval(**state["interval"])
+            self.gradient_bytes = state["gradient_bytes"]
             self.view.say(f"continuing {self.directory} from step {self.step}")
+        elif passed_over:
+            self.view.say(f"no intact checkpoint in {self.directory}: starting again from step 0")
         torch.manual_seed(self.options.seed)
         self.model = self.task.build_model().to(self.device)
         if found is None:
@@ -71,14 +84,14 @@ class Training:
         self._enter_phase()
         if found is not None:
             found.restore(self.model, self.optimizer)
-        elif not (self.directory / "spectra.json").exists():
+        else:
             write_json(self.directory / "spectra.json", self._spectra("initial", {}))
         self.log = MetricsLog(self.directory, self.step)
         self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
         try:
             with stop_on_signal() as stop:
                 while self.step < self.options.steps:
-                    self._one_interval()
+                    self._one_interval(stop)
                     if stop.asked:
                         self._save()
                         raise Interrupted(
@@ -86,15 +99,16 @@ class Training:
                         )
         finally:
             self.view.end()
-        self._save()
+        if found is None or found.step < self.step:
+            self._save()
         return self._finish()
 
     # --- phases --------------------------------------------------------------------------------
 
     def _enter_phase(self) -> None:
         method, _ = self.phases[self.phase]
-        exclude = [name.strip() for name in self.options.exclude.split(",") if name.strip()]
-        apply(self.model, method, self.options.targets, exclude, report=self.view.say)
+        o = self.options
+        apply(self.model, method, o.targets, o.excluded, report=self.view.say)
         self.model.to(self.device)
         self.optimizer = self._build_optimizer()
         attach(self.model, self.optimizer)
@@ -109,25 +123,38 @@ class Training:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def _one_interval(self) -> None:
-        """Steps up to the next point where something is logged, measured, saved or changed."""
+    def _one_interval(self, stop: StopRequest) -> None:
+        """Steps up to the next point where something is logged, measured, saved or changed.
+
+        A stop that is asked for ends it after the current step; what has been summed up until
+        then goes into the checkpoint, so that the rows come out as without the stop.
+        """
         if self.step == self.ends[self.phase]:
             merge(self.model)
             self.phase += 1
             self._enter_phase()
-        o = self.options
-        began, start = time.perf_counter(), self.step
-        total = torch.zeros((), device=self.device)
+            self.gradient_bytes = 0
+            self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
+        o, before = self.options, self.interval
+        began = time.perf_counter()
+        total = torch.full((), before.loss, device=self.device)
+        steps = before.steps
         while True:
             total += self._one_step()
             self.step += 1
-            if self.step % o.log_every == 0 or self._is_due() or self.step == self.ends[self.phase]:
+            steps += 1
+            complete = self._is_due() or self.step == self.ends[self.phase]
+            if complete or stop.asked:
                 break
-        loss = total.item() / (self.step - start)
-        seconds = time.perf_counter() - began
+        loss = total.item() / steps
+        seconds = before.seconds + time.perf_counter() - began
         self._check(loss)
-        self.step_seconds.append(seconds / (self.step - start))
-        units = (self.step - start) * self.task.units_per_step
+        if not complete:
+            self.interval = Interval(steps, total.item(), seconds)
+            return
+        self.interval = Interval()
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        units = steps * self.task.units_per_step
         rate = o.rate(self.step - 1)
         ordinary = (o.lr if o.lr_ordinary is None else o.lr_ordinary) * rate
         self.log.record(step=self.step, loss=loss, lr=o.lr * rate, lr_ordinary=ordinary)
@@ -139,7 +166,8 @@ class Training:
             self._save()
 
     def _is_due(self) -> bool:
-        periods = self.options.eval_every, self.options.checkpoint_every
+        o = self.options
+        periods = o.log_every, o.eval_every, o.checkpoint_every
         return any(period and self.step % period == 0 for period in periods)
 
     def _one_step(self) -> torch.Tensor:
@@ -164,8 +192,8 @@ class Training:
         return total
 
     def _check(self, loss: float) -> None:
-        self.first_loss = loss if self.first_loss is None else self.first_loss
-        if loss <= EXPLODED * max(self.first_loss, 1.0):  # False for NaN
+        first = loss if self.first_loss is None else self.first_loss
+        if loss <= EXPLODED * max(first, 1.0):  # False for NaN
             return
         bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         where = f"; first non-finite parameter: {bad[0]}" if bad else ""
@@ -183,7 +211,13 @@ class Training:
     def _save(self) -> None:
         began = time.perf_counter()
         phases = [[method.settings(), steps] for method, steps in self.phases]
-        extra = {"phase": self.phase, "phases": phases, "first_loss": self.first_loss}
+        extra = {
+            "phase": self.phase,
+            "phases": phases,
+            "first_loss": self.first_loss,
+            "interval": asdict(self.interval),
+            "gradient_bytes": self.gradient_bytes,
+        }
         saved = checkpoint.save(
             self.directory / "checkpoints",
             self.step,
@@ -218,7 +252,7 @@ class Training:
             self.task.unit: self.step * self.task.units_per_step,
             **outcome,
             "seconds": round(self.log.seconds, 3),
-            "seconds_per_step": statistics.median(self.step_seconds) if self.step_seconds else None,
+            "seconds_per_step": self.log.seconds_per_step(),
             "bytes": {
                 "weights": _bytes([*parameters, *self.model.buffers()]),
                 "gradients": self.gradient_bytes,
@@ -237,7 +271,7 @@ class Training:
 
     @torch.no_grad()
     def _spectra(self, when: str, spectra: dict[str, Any]) -> dict[str, Any]:
-        layers = list(parametrized(self.model))
+        layers = [item for item in parametrized(self.model) if item[1].has_dense]
         count = min(SPECTRA, len(layers))
         chosen = [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
         for name, layer in chosen:

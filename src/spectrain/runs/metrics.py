@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ class MetricsLog:
         self.timing = directory / "timing.jsonl"
         self.seconds = 0.0
         for path in (self.metrics, self.timing):
-            rows = [row for row in read_rows(path) if row.get("step", 0) <= start]
+            # A run that goes on is not finished: its final row, if any, will be measured again.
+            known = (row for row in read_rows(path) if "test_loss" not in row)
+            rows = [row for row in known if row.get("step", 0) <= start]
             if start or path.exists():
                 write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
             if path is self.timing and rows:
@@ -34,10 +38,16 @@ class MetricsLog:
         rate = units / seconds if seconds else 0.0
         row = {
             "step": step,
-            "seconds": round(self.seconds, 4),
+            "seconds": round(self.seconds, 6),
             f"{unit}_per_second": round(rate, 1),
         }
         self._append(self.timing, row)
+
+    def seconds_per_step(self) -> float | None:
+        """Median over all rows of the time that a step took; None before the first row."""
+        rows: list[dict[str, Any]] = [{"step": 0, "seconds": 0.0}, *read_rows(self.timing)]
+        times = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(rows)]
+        return statistics.median(times) if times else None
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
         try:

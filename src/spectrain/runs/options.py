@@ -61,6 +61,11 @@ class RunOptions:
     def __post_init__(self) -> None:
         check(self, "train")
 
+    @property
+    def excluded(self) -> list[str]:
+        """The name suffixes of `exclude`."""
+        return [name.strip() for name in self.exclude.split(",") if name.strip()]
+
     def rate(self, step: int) -> float:
         """Multiplier of all learning rates in step `step` (from 0)."""
         warm = math.ceil(self.warmup * self.steps)

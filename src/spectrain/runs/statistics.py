@@ -68,7 +68,7 @@ def t_quantile(probability: float, dof: int) -> float:
 
 @dataclass(frozen=True)
 class Noise:
-    """How much results of one method vary with the seed: a pooled standard deviation."""
+    """How much the seed moves one method's result against another's: a standard deviation."""
 
     deviation: float  # nats per token
     dof: int  # degrees of freedom behind it, ≥ 1
@@ -80,15 +80,31 @@ class Noise:
         return quantile * self.deviation * math.sqrt(1 / a + 1 / b)
 
 
-def pooled_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
-    """Standard deviation pooled over methods, √(Σⱼ Σᵢ (xⱼᵢ − x̄ⱼ)² / ν) with ν = Σⱼ (nⱼ − 1).
+def seed_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
+    """The noise in differences between methods, whose losses (one per seed) are ``groups``.
 
-    ``groups`` holds each method's losses, one per seed. None if ν = 0: one seed shows no noise.
+    Where every method has all seeds, in the same order, a seed gives all of them the same initial
+    weights and data, and what it does to all alike cancels in a difference. So the residuals of the
+    two-way table count (a randomised block design):
+    √(Σⱼ Σᵢ (xⱼᵢ − x̄ⱼ − x̄ᵢ + x̄)² / ν) with ν = (methods − 1)(seeds − 1).
+    Otherwise the standard deviation pooled over methods: √(Σⱼ Σᵢ (xⱼᵢ − x̄ⱼ)² / ν) with
+    ν = Σⱼ (nⱼ − 1). None if ν = 0: one seed shows no noise.
     """
-    dof = sum(len(group) - 1 for group in groups if group)
+    groups = [group for group in groups if group]
+    seeds = {len(group) for group in groups}
+    if len(groups) > 1 and len(seeds) == 1 and max(seeds) > 1:
+        methods, overall = [mean(g) for g in groups], mean([mean(g) for g in groups])
+        effects = [mean(column) - overall for column in zip(*groups, strict=True)]
+        residuals = [
+            [x - centre - effect for x, effect in zip(group, effects, strict=True)]
+            for group, centre in zip(groups, methods, strict=True)
+        ]
+        dof = (len(groups) - 1) * (len(effects) - 1)
+        return Noise(math.sqrt(math.fsum(r * r for row in residuals for r in row) / dof), dof)
+    dof = sum(len(group) - 1 for group in groups)
     if dof < 1:
         return None
-    return Noise(math.sqrt(math.fsum(_squares(group) for group in groups if group) / dof), dof)
+    return Noise(math.sqrt(math.fsum(_squares(group) for group in groups) / dof), dof)
 
 
 def separable(a: Sequence[float], b: Sequence[float], noise: Noise | None) -> bool:

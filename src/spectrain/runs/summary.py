@@ -14,7 +14,7 @@ from spectrain.runs.statistics import (
     Noise,
     gap_closed,
     mean,
-    pooled_noise,
+    seed_noise,
     separable,
     standard_deviation,
 )
@@ -75,7 +75,7 @@ def summarise(comparison: Comparison) -> Summary:
         )
         for arm in plan.arms
     }
-    noise = pooled_noise(list(losses.values()))
+    noise = seed_noise(list(losses.values()))
     rows = [
         _row(
             arm,
@@ -213,10 +213,11 @@ def _noise_sentences(rows: Sequence[Row], noise: Noise | None) -> list[str]:
         ]
     count = max(len(row.losses) for row in ranked)
     sentences = [
-        f"Noise floor: {noise.floor(count, count):.3f} nats. One method's loss varies between "
-        f"seeds by a standard deviation of {noise.deviation:.3f} nats (pooled over methods, "
-        f"{noise.dof} degrees of freedom), so two methods with {count} seeds each are separable (95 % "
-        "confidence, each pair on its own) if their mean losses differ by more than that."
+        f"Noise floor: {noise.floor(count, count):.3f} nats. A seed gives every method the same "
+        "initial weights and data; beyond what it does to all methods alike, it moves a method's "
+        f"loss by a standard deviation of {noise.deviation:.3f} nats ({noise.dof} degrees of "
+        f"freedom). Two methods with {count} seeds each are separable (95 % confidence, each pair "
+        "on its own) if their mean losses differ by more than the noise floor."
     ]
     alike = [
         f"{better.arm.title} and {worse.arm.title} are not separable: they differ by "

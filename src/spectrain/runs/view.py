@@ -42,7 +42,7 @@ class Terminal:
     Where output is no terminal (a file, CI) the bar is left out and a line comes now and then.
     """
 
-    def __init__(self, console: Console, unit: str = "tokens") -> None:
+    def __init__(self, console: Console, unit: str) -> None:
         self.console = console
         self.unit = unit
         self.progress = Progress(
@@ -71,7 +71,7 @@ class Terminal:
         self.progress.stop()
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, highlight=False, markup=False)
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, title: str, done: int, steps: int) -> None:
         self._next_line = 0.0

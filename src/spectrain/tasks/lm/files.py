@@ -44,7 +44,7 @@ def text_of(record: Mapping[str, object], text_field: str | None, where: str) ->
         wanted = " or ".join(f'"{name}"' for name in candidates)
         raise UsageError(
             f"{where} has no field {wanted}; its fields are {', '.join(sorted(record)) or 'none'}: "
-            "say which one holds the text (--data-field)"
+            "say which one holds the text (--text-field)"
         )
     text = record[field]
     if not isinstance(text, str):

@@ -1,0 +1,120 @@
+"""The table behind the test matrix: which instances of which methods meet every invariant.
+
+Every registered method is in it with a small default instance, made from its fields alone; VARIANTS
+adds instances whose options change what the method does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectrain import SST, GaLore, LoRA, ReLoRA
+from spectrain.method import Method, registered
+from spectrain.parametrizations.additive import Additive
+from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.dense import Dense
+from spectrain.parametrizations.projected import Projected
+from spectrain.parametrizations.spectral import Spectral, SpectralResidual
+
+RANK, PERIOD = 4, 3
+
+
+def small(cls: type[Method]) -> Method:
+    """`cls` with rank 4 and every period 3, all else at its default."""
+    settings = {}
+    for field in dataclasses.fields(cls):
+        if field.name == "rank":
+            settings["rank"] = RANK
+        elif field.name.endswith("_every") and "int" in str(field.type):
+            settings[field.name] = PERIOD
+    return cls(**settings)
+
+
+def _sst(**settings: object) -> SST:
+    return SST(
+        **{"rank": RANK, "resample_every": 3, "iterations_per_round": 2, "warmup": 2} | settings
+    )
+
+
+def _relora(**settings: object) -> ReLoRA:
+    return ReLoRA(**{"rank": RANK, "merge_every": 3, "rewarm": 2} | settings)
+
+
+def _galore(**settings: object) -> GaLore:
+    return GaLore(**{"rank": RANK, "refresh_every": 3} | settings)
+
+
+VARIANTS: dict[str, Method] = {
+    "sst-rounds": _sst(),
+    "sst-default-gradient": _sst(gradient="default"),
+    "sst-magnitude": _sst(sampling="magnitude"),
+    "sst-uniform": _sst(sampling="uniform"),
+    "sst-sequential": _sst(sampling="sequential"),
+    "sst-top": _sst(sampling="top"),
+    "sst-bf16": _sst(frozen_dtype="bfloat16"),
+    "sst-residual": _sst(residual=True),
+    "sst-residual-default-gradient": _sst(residual=True, gradient="default"),
+    "lora-alpha": LoRA(RANK, alpha=2.0),
+    "rslora": LoRA(RANK, alpha=3.0, scaling="rslora"),
+    "lora-dropout": LoRA(RANK, alpha=2.0, dropout=0.3),
+    "relora-prune-random": _relora(moments="prune", prune_ratio=0.5),
+    "relora-prune-magnitude": _relora(moments="prune", prune="magnitude", prune_ratio=0.9),
+    "relora-fresh": _relora(moments="fresh", rewarm=0),
+    "relora-reset-every": _relora(reset_every=4),
+    "relora-warm-start": _relora(warm_start=2).phases(10)[-1][0],
+    "galore-reverse": _galore(side="reverse_std"),
+    "galore-left": _galore(side="left"),
+    "galore-right": _galore(side="right"),
+    "galore-randomized": _galore(projector="randomized"),
+    "galore-subspace": _galore(projector="subspace"),
+    "galore-rotate": _galore(moments="rotate"),
+    "galore-reset": _galore(moments="reset"),
+    "galore-same-step": _galore(refresh="same_step"),
+    "galore-same-step-rotate": _galore(refresh="same_step", moments="rotate"),
+}
+
+CASES: dict[str, Method] = {name: small(cls) for name, cls in registered().items()} | VARIANTS
+
+every_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
+every_default = pytest.mark.parametrize(
+    "method", [small(cls) for cls in registered().values()], ids=registered().keys()
+)
+
+
+# (trainable, frozen) numbers that stand for W (m, n) at rank r, from the methods' cards.
+COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], tuple[int, int]]] = {
+    Dense: lambda layer, m, n, r: (m * n, 0),
+    Additive: lambda layer, m, n, r: (r * (m + n), m * n),
+    Spectral: lambda layer, m, n, r: (r * (m + n) + min(m, n), (min(m, n) - r) * (m + n)),
+    SpectralResidual: lambda layer, m, n, r: (r * (m + n) + r, m * n),
+    Projected: lambda layer, m, n, r: (
+        (r * n, m * n + r * m) if layer.side == "left" else (r * m, m * n + r * n)
+    ),
+}
+
+
+def declared(layer: Parametrization, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a layer's gradients should be, from the exact ones of its factors."""
+    if isinstance(layer, Spectral | SpectralResidual) and layer.enhanced:
+        scale = layer.s[: layer.rank, None]
+        factors = {"U_active": 1 / scale, "V_active": 1 / scale}
+        return {name: g * factors.get(name, 1.0) for name, g in gradients.items()}
+    return gradients
+
+
+def precision(method: Method) -> float:
+    """Relative rounding that the storage of frozen parts costs, above that of the model's dtype."""
+    stored = getattr(method, "frozen_dtype", None)
+    return torch.finfo(getattr(torch, stored)).eps if stored else 0.0
+
+
+def periods(method: Method, layers: list[Parametrization]) -> set[int]:
+    """The periods of all that the method does at times: its events, and whatever is called …_every."""
+    found = {event.period(layer) for event in method.events() for layer in layers}
+    named = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    return found | {v for k, v in named.items() if k.endswith("_every") and isinstance(v, int)}

@@ -1,0 +1,503 @@
+"""The core inside ordinary training code: accumulation, scalers, several optimizers, autocast."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+
+import pytest
+import torch
+from cases import PERIOD, RANK, every_default, every_method, small
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from toys import Training, batch, make_net, same
+
+import spectrain
+from spectrain import SST, FullRank, GaLore, LoRA, ReLoRA
+from spectrain.method import registered
+from spectrain.surgery import parametrized
+
+# --- one step is one step -----------------------------------------------------------------------
+
+
+@every_method
+def test_accumulation_equals_one_large_batch_on_event_steps_too(method):
+    if getattr(method, "dropout", 0):
+        pytest.skip("dropout draws other masks for other batch sizes")
+    large, accumulated = (Training(method, dtype=torch.float64) for _ in range(2))
+    for step in range(2 * PERIOD + 1):
+        large.step(step, micro_batches=1)
+        accumulated.step(step, micro_batches=4)
+    for (name, a), b in zip(
+        large.model.state_dict().items(), accumulated.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=name)
+
+
+@every_default
+def test_forward_passes_between_backward_and_step_change_nothing(method):
+    plain, watched = Training(method), Training(method)
+    for step in range(2 * PERIOD + 1):
+        plain.step(step)
+        watched.backward(step)
+        watched.model(batch(50)[0])
+        with torch.no_grad():
+            watched.model(batch(51)[0])
+        watched.optimizer.step()
+        watched.scheduler.step()
+        watched.optimizer.zero_grad()
+    assert same(plain.model.state_dict(), watched.model.state_dict())
+
+
+@every_default
+@pytest.mark.parametrize("skipped_at", [0, 1, PERIOD - 1, PERIOD])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "loop"])
+def test_an_overflow_step_under_a_grad_scaler_never_happened(method, skipped_at, fused):
+    def train(with_overflow):
+        training = Training(method, optimizer=lambda g: torch.optim.AdamW(g, fused=fused))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        for step in range(2 * PERIOD + 1):
+            if with_overflow and step == skipped_at:
+                before = copy.deepcopy(
+                    (training.model.state_dict(), training.optimizer.state_dict())
+                )
+                x, y = batch(77)
+                scaler.scale(F.mse_loss(training.model(x), y) * float("inf")).backward()
+                scaler.step(training.optimizer)
+                scaler.update()
+                training.optimizer.zero_grad()
+                assert same(training.model.state_dict(), before[0])
+                state = training.optimizer.state_dict()
+                if fused and step == 0:  # torch has made the state, all zero, by now
+                    state = state | {"state": {}}
+                    made = training.optimizer.state.values()
+                    assert not any(value.any() for s in made for value in s.values())
+                assert same(state, before[1])
+            x, y = batch(step)
+            scaler.scale(F.mse_loss(training.model(x), y)).backward()
+            scaler.step(training.optimizer)
+            scaler.update()
+            training.optimizer.zero_grad()
+        return training.model.state_dict()
+
+    plain, interrupted = train(False), train(True)
+    assert int(interrupted["wide.clock"]) == 2 * PERIOD + 1
+    for name, value in plain.items():
+        torch.testing.assert_close(interrupted[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@every_default
+def test_two_optimizers_tick_once(method):
+    """Muon takes matrices only: a second optimizer steps the vectors."""
+    net = spectrain.apply(make_net(), method, report=None)
+    groups = spectrain.param_groups(net, 0.01)
+
+    def part(ndim):
+        chosen = [{**g, "params": [p for p in g["params"] if p.ndim == ndim]} for g in groups]
+        return [g for g in chosen if g["params"]]
+
+    optimizers = [torch.optim.Muon(part(2)), torch.optim.AdamW(part(1))]
+    spectrain.attach(net, optimizers)
+    rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    losses = []
+    for step in range(3 * PERIOD):
+        x, y = batch(step % 2)
+        loss = F.mse_loss(net(x), y)
+        losses.append(loss.item())
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        assert {int(layer.clock) for _, layer in parametrized(net)} == {step + 1}
+        assert [[g["lr"] for g in o.param_groups] for o in optimizers] == rates
+    assert sum(losses[-4:]) < sum(losses[:4])
+    spectrain.merge(net)
+
+
+def test_events_clear_the_moments_in_every_optimizer():
+    net = spectrain.apply(make_net(), SST(RANK, resample_every=2), report=None)
+    *ordinary, factors = spectrain.param_groups(net, 0.01)
+    vectors = [p for p in factors["params"] if p.ndim == 1]
+    matrices = [p for p in factors["params"] if p.ndim == 2]
+    adam = torch.optim.AdamW([*ordinary, {**factors, "params": vectors}])
+    muon = torch.optim.Muon([{**factors, "params": matrices}])
+    spectrain.attach(net, [adam, muon])
+    for step in range(2):
+        F.mse_loss(net(batch(step)[0]), batch(step)[1]).backward()
+        adam.step()
+        muon.step()
+    assert all(muon.state[p]["momentum_buffer"].abs().max() == 0 for p in matrices)
+    assert all(adam.state[p]["exp_avg"].abs().max() == 0 for p in vectors)
+    assert all(adam.state[p]["step"] == 2 for g in ordinary for p in g["params"])
+
+
+@pytest.mark.parametrize("method", [SST(RANK, resample_every=4, warmup=4), ReLoRA(RANK)])
+def test_rates_are_whole_again_after_a_step_that_raised(method):
+    training, applied = Training(method), []
+    fail = [True]
+
+    def between(optimizer, args, kwargs):
+        applied.append([g["lr"] for g in optimizer.param_groups])
+        if fail:
+            fail.pop()
+            raise RuntimeError("out of memory")
+
+    training.optimizer.register_step_pre_hook(between)
+    training.backward(0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        training.optimizer.step()
+    training.step(0)
+    assert applied[0] == applied[1]  # scaled once, not twice
+    assert training.rates[-1] == [pytest.approx(0.005)] * len(applied[0])
+    assert {int(layer.clock) for layer in training.layers} == {1}
+    spectrain.detach(training.model)
+
+
+@every_default
+def test_a_closure_equals_backward_and_step(method):
+    plain, closing = Training(method).run(0, 4), Training(method)
+    for step in range(4):
+
+        def closure(step=step):
+            closing.optimizer.zero_grad()
+            closing.backward(step)
+            return closing.losses[-1]
+
+        assert closing.optimizer.step(closure) == closing.losses[-1]
+        closing.scheduler.step()
+    assert closing.losses == plain.losses
+    assert same(closing.model.state_dict(), plain.model.state_dict())
+
+
+@every_default
+def test_a_subclass_that_calls_its_parents_step_ticks_once(method):
+    class Mine(torch.optim.AdamW):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    mine, plain = Training(method, optimizer=Mine), Training(method)
+    assert same(mine.run(0, 5).model.state_dict(), plain.run(0, 5).model.state_dict())
+    assert mine.rates == plain.rates
+
+
+def test_accelerates_wrapper_is_looked_through():
+    class AcceleratedOptimizer:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    net = spectrain.apply(make_net(), LoRA(RANK), report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    spectrain.attach(net, AcceleratedOptimizer(optimizer))
+    net(batch(0)[0]).sum().backward()
+    optimizer.step()
+    assert int(net.wide.clock) == 1
+
+
+# --- optimizers whose moments are edited ---------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda g: torch.optim.SGD(g, momentum=0.9, nesterov=True),
+    "plain-sgd": torch.optim.SGD,
+    "adam-amsgrad": lambda g: torch.optim.Adam(g, amsgrad=True),
+    "rmsprop": lambda g: torch.optim.RMSprop(g, momentum=0.9, centered=True),
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "fused-adamw": lambda g: torch.optim.AdamW(g, fused=True),
+    "foreach-adamw": lambda g: torch.optim.AdamW(g, foreach=True),
+    "capturable-rate": lambda g: torch.optim.AdamW(g, lr=torch.tensor(0.01)),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_cleared_state_is_that_of_a_new_optimizer(kind):
+    old, new = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
+    used = OPTIMIZERS[kind]([{"params": [old], "lr": 0.01}])
+    for _ in range(3):
+        old.grad = torch.randn(3, 4)
+        used.step()
+    spectrain.moments.Moments([used]).clear(old)
+    with torch.no_grad():
+        new.copy_(old)
+    unused = OPTIMIZERS[kind]([{"params": [new], "lr": 0.01}])
+    for _ in range(3):
+        old.grad = torch.randn(3, 4)
+        new.grad = old.grad.clone()
+        used.step()
+        unused.step()
+    assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@every_default
+def test_events_work_with_every_usual_optimizer(method, kind):
+    training = Training(method, optimizer=OPTIMIZERS[kind], weight_decay=0.0, lr=1e-3)
+    training.run(0, 2 * PERIOD + 1)
+    assert {int(layer.clock) for layer in training.layers} == {2 * PERIOD + 1}
+    assert all(value == value for value in training.losses)
+
+
+@pytest.mark.parametrize("method", [SST(RANK), ReLoRA(RANK), GaLore(RANK)])
+def test_state_that_cannot_be_edited_is_refused_at_the_first_step(method):
+    training = Training(method, optimizer=torch.optim.Rprop, weight_decay=0.0, attach=False)
+    spectrain.attach(training.model, training.optimizer)
+    training.backward(0)
+    with pytest.raises(spectrain.UsageError, match=r"Rprop keeps .*step_size.* use AdamW"):
+        training.optimizer.step()
+
+
+@pytest.mark.parametrize("method", [LoRA(RANK), FullRank()])
+def test_any_state_is_fine_where_nothing_is_edited(method):
+    Training(method, optimizer=torch.optim.Adafactor).run(0, 2)
+
+
+# --- precision ----------------------------------------------------------------------------------
+
+
+@every_method
+def test_bf16_autocast_stays_close_to_float32(method):
+    net = spectrain.apply(make_net(), method, report=None).eval()
+    x, y = batch(0, rows=16)
+    found = []
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = net(x)
+            loss = F.mse_loss(output.float(), y)
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in net.named_parameters() if p.requires_grad}
+        assert all(g.dtype == torch.float32 for g in grads.values())
+        found.append((output, loss, grads))
+    (_, exact, reference), (output, rough, grads) = found
+    assert output.dtype == torch.bfloat16
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    for name, gradient in grads.items():
+        scale = reference[name].abs().max()
+        assert (gradient - reference[name]).abs().max() <= 0.05 * scale, name
+
+
+@every_method
+def test_a_bf16_model_trains_and_merges(method):
+    training = Training(method, dtype=torch.bfloat16).run(0, PERIOD + 2)
+    x, y = batch(0, torch.bfloat16)
+    assert training.model(x).dtype == torch.bfloat16
+    assert all(p.isfinite().all() for p in training.model.parameters())
+    before = training.model.eval()(x)
+    merged = spectrain.merge(training.model)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(merged(x), before, rtol=0.05, atol=0.05)
+    single = Training(method).run(0, PERIOD + 2)
+    loss = F.mse_loss(merged(x).float(), y.float()).item()
+    x, y = batch(0)
+    assert loss == pytest.approx(F.mse_loss(single.model.eval()(x), y).item(), rel=0.1)
+
+
+@every_default
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_training(method, reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant)
+
+    plain = Training(method)
+    saving = Training(method)
+    saving.model = Checkpointed(saving.model)
+    plain.run(0, PERIOD + 2)
+    saving.run(0, PERIOD + 2)
+    assert saving.losses == plain.losses
+    assert same(saving.model.net.state_dict(), plain.model.state_dict())
+
+
+# --- models -------------------------------------------------------------------------------------
+
+
+class Patches(nn.Module):
+    """A small vision transformer: patch embedding by convolution, attention, feed-forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(1, 8, 4, stride=4)
+        self.position = nn.Parameter(torch.zeros(4, 8))
+        self.norm = nn.LayerNorm(8)
+        self.qkv, self.project = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images):
+        x = self.embed(images).flatten(2).mT + self.position
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        x = x + self.project(F.scaled_dot_product_attention(q, k, v))
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 5))
+
+
+def bare_loop(model, method):
+    images, labels = torch.randn(32, 1, 8, 8), torch.randint(5, (32,))
+    spectrain.apply(model, method, report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(model, lr=0.01, weight_decay=0.01))
+    spectrain.attach(model, optimizer)
+    losses = []
+    for _ in range(40):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    before = model(images)
+    merged = spectrain.merge(model)
+    return losses, before, merged(images)
+
+
+@pytest.mark.parametrize("make", [mlp, Patches])
+@every_default
+def test_a_bare_loop_trains_and_merges(method, make):
+    assert len(inspect.getsource(bare_loop).splitlines()) <= 20
+    torch.manual_seed(1)
+    model = make()
+    keys = [(n, v.shape) for n, v in model.state_dict().items()]
+    losses, before, after = bare_loop(model, method)
+    assert losses[-1] < 0.95 * losses[0]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert [(n, v.shape) for n, v in model.state_dict().items()] == keys
+
+
+class Reused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList([self.first, nn.Linear(6, 6), self.first])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+@every_default
+def test_a_layer_that_stands_in_two_places_is_exchanged_in_both(method):
+    net, plain = Reused(), None
+    plain = copy.deepcopy(net)
+    x = torch.randn(4, 6)
+    spectrain.apply(net, method, report=None)
+    assert net.first is net.blocks[0] is net.blocks[2]
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
+    net(x).sum().backward()
+    plain(x).sum().backward()
+    torch.testing.assert_close(net.first.bias.grad, plain.first.bias.grad, rtol=1e-4, atol=1e-5)
+    spectrain.merge(net)
+    assert net.first is net.blocks[0] is net.blocks[2]
+    assert list(net.state_dict()) == list(plain.state_dict())
+
+
+def test_methods_can_meet_in_one_model():
+    net = make_net()
+    pairs = [("tall", SST(RANK, resample_every=3)), ("square", SST(2, resample_every=2))]
+    pairs += [("wide", ReLoRA(RANK, merge_every=4)), ("conv", GaLore(RANK, refresh_every=3))]
+    for name, method in pairs:
+        spectrain.apply(net, method, targets=[name], report=None)
+    training = Training.__new__(Training)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    spectrain.attach(net, optimizer)
+    training.dtype, training.model, training.losses = torch.float32, net, []
+    applied = []
+    optimizer.register_step_pre_hook(
+        lambda o, a, k: applied.append(
+            {id(p): g["lr"] for g in o.param_groups for p in g["params"]}
+        )
+    )
+    for step in range(8):
+        training.backward(step)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, method in pairs:
+        for p in net.get_submodule(name).factors().values():
+            expected = [0.01 * method.warmup_factor(t) for t in range(8)]
+            assert [rates[id(p)] for rates in applied] == pytest.approx(expected)
+    assert isinstance(spectrain.merge(net).tall, nn.Linear)
+
+
+def test_the_table_of_what_was_matched():
+    lines = []
+    spectrain.apply(make_net(), LoRA(RANK), exclude=["square"], report=lines.append)
+    net = make_net()
+    total = sum(p.numel() for p in net.parameters())
+    covered = net.tall.weight.numel() + net.conv.weight.numel() + net.wide.weight.numel()
+    (table,) = lines
+    assert table.splitlines() == [
+        f"LoRA on 3 layers, {covered} of {total} parameters ({covered / total:.1%})",
+        "  tall         10 × 6  × 1                60",
+        "  conv         8 × 10  × 1                80",
+        "  wide          5 × 8  × 1                40",
+        "  other matrices, left as they are: 64 (square.weight)",
+    ]
+
+
+def test_the_table_goes_to_the_screen_by_default(capsys):
+    spectrain.apply(make_net(), FullRank())
+    assert capsys.readouterr().out.startswith("Full rank on 4 layers, ")
+
+
+@every_default
+def test_groups_hold_every_trainable_parameter_once(method):
+    net = spectrain.apply(make_net(), method, report=None)
+    groups = spectrain.param_groups(net, 1e-3, weight_decay=0.1, factor_lr=1e-2)
+    listed = [id(p) for g in groups for p in g["params"]]
+    assert sorted(listed) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+    factors = {id(p) for _, layer in parametrized(net) for p in layer.factors().values()}
+    for group in groups:
+        kinds = {id(p) in factors for p in group["params"]}
+        assert len(kinds) == 1
+        assert group["lr"] == (1e-2 if kinds.pop() else 1e-3)
+    vectors = {id(p) for p in net.parameters() if p.ndim == 1} - factors
+    assert all(g["weight_decay"] == 0 for g in groups if vectors & {id(p) for p in g["params"]})
+
+
+@every_default
+def test_a_copy_does_not_carry_the_optimizer(method):
+    training = Training(method).run(0, 2)
+    reachable = copy.deepcopy(training.model)
+    hooks = itertools.chain(*(m._load_state_dict_post_hooks.values() for m in reachable.modules()))
+    assert not any(hasattr(hook, "__self__") for hook in hooks)
+    assert not any(layer.attached for _, layer in parametrized(reachable))
+
+
+@every_default
+def test_detach_takes_every_hook_off(method):
+    training = Training(method).run(0, 2)
+    spectrain.detach(training.model)
+    assert not training.optimizer._optimizer_step_pre_hooks
+    assert not training.optimizer._optimizer_step_post_hooks
+    assert not any(layer.attached for layer in training.layers)
+    state = copy.deepcopy(training.model.state_dict())
+    spectrain.attach(training.model, training.optimizer)  # and on again, where it was
+    assert same(training.model.state_dict(), state)
+    training.run(2, 4)
+    unbroken = Training(method).run(0, 4)
+    assert same(training.model.state_dict(), unbroken.model.state_dict())
+
+
+def test_the_records_of_all_methods():
+    cards = spectrain.methods()
+    assert [card.key for card in cards] == list(registered())
+    assert {"full", "lora", "relora", "sst", "galore"} <= set(registered())
+    for card in cards:
+        axes = card.parametrization, card.initializer, card.step_rule, card.schedule
+        assert all(axes)
+        assert card.title
+        assert card.summary
+        assert small(registered()[card.key]).title
+    keys = [paper.key for card in cards for paper in card.papers]
+    assert all(f"{{{key}," in p.bibtex() for c in cards for p in c.papers for key in [p.key])
+    assert keys

@@ -1,0 +1,268 @@
+"""What GaLore promises: the basis, the subspace of the update, decay on W, SGD in full rank."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from cases import RANK
+from torch import nn
+from torch.nn import functional as F
+from toys import Training, batch, make_net, one_layer
+
+import spectrain
+from spectrain import GaLore
+
+T = 3
+
+
+def galore(**settings):
+    return GaLore(**{"rank": RANK, "refresh_every": T} | settings)
+
+
+def rows_of(layer, matrix):
+    """`matrix` so that the basis acts on its left."""
+    return matrix if layer.side == "left" else matrix.mT
+
+
+def steered(method, shape, optimizer, gradients):
+    """One layer driven by G = C_t + W, exactly: W after every step, and the layer."""
+    m, n = shape
+    torch.manual_seed(5)
+    linear = nn.Linear(n, m, bias=False).double()
+    with torch.no_grad():
+        tall = torch.randn(max(m, n), min(m, n), dtype=torch.float64)
+        linear.weight.copy_(tall if m >= n else tall.mT)
+    model = nn.Sequential(linear)
+    if method is not None:
+        spectrain.apply(model, method, report=None)
+        own = optimizer(spectrain.param_groups(model, 0.05, weight_decay=0.1))
+        spectrain.attach(model, own)
+    else:
+        own = optimizer([{"params": model.parameters(), "lr": 0.05, "weight_decay": 0.1}])
+    path = []
+    for C in gradients:
+        W_transposed = model(torch.eye(n, dtype=torch.float64))
+        (0.5 * W_transposed.square().sum() + (W_transposed * C.mT).sum()).backward()
+        own.step()
+        own.zero_grad()
+        W = model[0].weight if method is None else model[0].dense()
+        path.append(W.detach().clone())
+    return path, model[0]
+
+
+def drift(shape, steps=8):
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        ("std", {"tall": 6, "square": 7, "wide": 6}),
+        ("reverse_std", {"tall": 9, "square": 7, "wide": 9}),
+        ("left", {"tall": 9, "square": 7, "wide": 6}),
+        ("right", {"tall": 6, "square": 7, "wide": 9}),
+    ],
+)
+def test_the_basis_stands_on_the_side_of_the_rule(side, expected):
+    for name, shape in {"tall": (9, 6), "square": (7, 7), "wide": (6, 9)}.items():
+        layer, _ = one_layer(galore(side=side), shape)
+        assert layer.basis.shape == (RANK, expected[name])
+    square, _ = one_layer(galore(), (7, 7))
+    assert square.side == "right"
+
+
+@pytest.mark.parametrize("projector", ["svd", "randomized", "subspace"])
+def test_the_basis_is_orthonormal_after_every_step(projector):
+    training = Training(galore(projector=projector))
+    for step in range(8):
+        for layer in training.layers:
+            torch.testing.assert_close(
+                layer.basis @ layer.basis.mT, torch.eye(RANK), atol=1e-5, rtol=0
+            )
+            assert layer.R.abs().max() == 0
+        training.step(step)
+
+
+@pytest.mark.parametrize("refresh", ["same_step", "next_step"])
+@pytest.mark.parametrize("side", ["std", "reverse_std"])
+def test_a_refresh_takes_the_best_subspace_of_the_whole_steps_gradient(refresh, side):
+    training = Training(galore(refresh=refresh, side=side), dtype=torch.float64)
+    dense = make_net(dtype=torch.float64)
+    for step in range(T + 1):
+        before = [layer.basis.clone() for layer in training.layers]
+        names = [n for n, _ in training.model.named_modules() if hasattr(_, "basis")]
+        with torch.no_grad():  # a dense twin of the same weights gives the dense gradients
+            for name, layer in zip(names, training.layers, strict=True):
+                weight = dense.get_submodule(name).weight
+                weight.copy_(layer.dense().mT if name == "conv" else layer.dense())
+            ordinary = dict(training.model.named_parameters())
+            for name, p in dense.named_parameters():
+                if name in ordinary and not name.endswith("weight"):
+                    p.copy_(ordinary[name])
+            dense.norm.load_state_dict(training.model.norm.state_dict())
+        dense.zero_grad()
+        x, y = batch(step, torch.float64)
+        F.mse_loss(dense(x), y).backward()
+        training.step(step)
+        for name, layer, old in zip(names, training.layers, before, strict=True):
+            if step % T:
+                assert torch.equal(layer.basis, old)
+                continue
+            gradient = dense.get_submodule(name).weight.grad
+            G = rows_of(layer, gradient.mT if name == "conv" else gradient)
+            U, s, Vh = torch.linalg.svd(G, full_matrices=False)
+            best = (U[:, :RANK] * s[:RANK]) @ Vh[:RANK]
+            torch.testing.assert_close(
+                layer.basis.mT @ (layer.basis @ G), best, rtol=1e-8, atol=1e-10
+            )
+
+
+def test_the_dense_gradient_exists_on_refresh_steps_only():
+    training = Training(galore())
+    for step in range(2 * T + 1):
+        due = step % T == 0
+        assert all((layer.gathered is not None) is due for layer in training.layers)
+        training.backward(step)
+        if due:
+            for layer in training.layers:
+                torch.testing.assert_close(layer.R.grad, layer.down(layer.gathered))
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
+@pytest.mark.parametrize("refresh", ["same_step", "next_step"])
+def test_updates_have_rank_r_and_stay_in_the_span_between_refreshes(shape, refresh):
+    def adam(groups):
+        return torch.optim.Adam([{**g, "weight_decay": 0.0} for g in groups])
+
+    method = GaLore(2, refresh_every=T, refresh=refresh)
+    path, layer = steered(method, shape, adam, drift(shape, 2 * T))
+    for before, after in itertools.pairwise(path):
+        assert torch.linalg.matrix_rank(after - before, rtol=1e-9) <= 2
+    moved = rows_of(layer, path[-1] - path[T])  # the last period: its basis is still the layer's
+    outside = moved - layer.basis.mT @ (layer.basis @ moved)
+    assert outside.abs().max() < 1e-12 * moved.abs().max()
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
+@pytest.mark.parametrize("refresh", ["same_step", "next_step"])
+def test_full_rank_with_sgd_is_dense_sgd_with_its_weight_decay(shape, refresh):
+    method = GaLore(min(shape), refresh_every=T, scale=1.0, refresh=refresh)
+    projected, _ = steered(method, shape, torch.optim.SGD, drift(shape))
+    dense, _ = steered(None, shape, torch.optim.SGD, drift(shape))
+    torch.testing.assert_close(projected, dense, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
+def test_full_rank_with_momentum_is_dense_if_moments_are_rotated(shape):
+    def momentum(groups):
+        return torch.optim.SGD([{**g, "weight_decay": 0.0} for g in groups], momentum=0.9)
+
+    settings = {"refresh_every": T, "scale": 1.0, "refresh": "same_step"}
+    dense, _ = steered(None, shape, momentum, drift(shape))
+    rotated, _ = steered(
+        GaLore(min(shape), moments="rotate", **settings), shape, momentum, drift(shape)
+    )
+    kept, _ = steered(GaLore(min(shape), moments="keep", **settings), shape, momentum, drift(shape))
+    torch.testing.assert_close(rotated, dense, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(kept[:T], dense[:T], rtol=1e-11, atol=1e-12)
+    assert not torch.allclose(kept[T], dense[T], rtol=1e-3)  # the check can fail
+
+
+@pytest.mark.parametrize("refresh", ["same_step", "next_step"])
+def test_both_sides_behave_identically(refresh):
+    method = GaLore(3, refresh_every=T, refresh=refresh)
+    tall, right = steered(method, (9, 6), torch.optim.AdamW, drift((9, 6)))
+    wide, left = steered(method, (6, 9), torch.optim.AdamW, [C.mT for C in drift((9, 6))])
+    assert (right.side, left.side) == ("right", "left")
+    torch.testing.assert_close([W.mT for W in wide], tall, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.2])
+def test_weight_decay_acts_on_w(weight_decay):
+    model = nn.Sequential(nn.Linear(6, 9, bias=False).double())
+    W = model[0].weight.detach().clone()
+    spectrain.apply(model, galore(), report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(model, 0.1, weight_decay=weight_decay))
+    spectrain.attach(model, optimizer)
+    for _ in range(T + 2):
+        (0 * model(torch.randn(2, 6, dtype=torch.float64))).sum().backward()
+        optimizer.step()
+    expected = W * (1 - 0.1 * weight_decay) ** (T + 2)
+    torch.testing.assert_close(model[0].dense().detach(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("moments", ["keep", "rotate", "reset"])
+def test_moments_at_a_refresh(moments):
+    training = Training(galore(moments=moments), attach=False)
+    before = {}
+
+    def snapshot(optimizer, args, kwargs):
+        for layer in training.layers:
+            state = {k: v.clone() for k, v in optimizer.state[layer.R].items()}
+            before[layer] = state, layer.basis.clone()
+
+    training.optimizer.register_step_post_hook(snapshot)
+    spectrain.attach(training.model, training.optimizer)
+    training.run(0, T + 1)
+    for layer in training.layers:
+        (old, basis), new = before[layer], training.optimizer.state[layer.R]
+        if moments == "reset":
+            assert all(value.abs().max() == 0 for value in new.values())
+            continue
+        assert int(new["step"]) == T  # cleared after step 0, whose basis was random
+        if moments == "keep":
+            assert torch.equal(new["exp_avg"], old["exp_avg"])
+            assert torch.equal(new["exp_avg_sq"], old["exp_avg_sq"])
+            continue
+        Q = layer.basis @ basis.mT
+        mean, square = (rows_of(layer, old[n]) for n in ("exp_avg", "exp_avg_sq"))
+        spread = (square - mean.square()).clamp(min=0)
+        torch.testing.assert_close(rows_of(layer, new["exp_avg"]), Q @ mean)
+        torch.testing.assert_close(
+            rows_of(layer, new["exp_avg_sq"]), Q.square() @ spread + (Q @ mean).square()
+        )
+
+
+def test_clipping_is_refused_with_the_published_order_and_works_with_the_default():
+    for refresh in ("same_step", "next_step"):
+        training = Training(galore(refresh=refresh))
+        training.backward(0)
+        nn.utils.clip_grad_norm_(training.model.parameters(), 1e-3)
+        if refresh == "same_step":
+            with pytest.raises(spectrain.UsageError, match="next_step"):
+                training.optimizer.step()
+        else:
+            training.optimizer.step()
+
+
+def test_a_basis_waits_where_the_gradient_is_not_finite_or_missing():
+    training = Training(galore())
+    bases = [layer.basis.clone() for layer in training.layers]
+    training.backward(0)
+    for layer in training.layers:
+        layer.gathered.fill_(float("nan"))
+    with pytest.warns(spectrain.errors.SpectrainWarning, match="waits a step"):
+        training.optimizer.step()
+    training.optimizer.zero_grad()
+    assert all(map(torch.equal, bases, [layer.basis for layer in training.layers]))
+    training.step(1)
+    for layer, basis in zip(training.layers, bases, strict=True):
+        assert not torch.equal(layer.basis, basis)
+        assert layer.basis.isfinite().all()
+
+
+def test_every_departure_from_the_paper_is_labelled():
+    assert galore(refresh="same_step").variations() == []
+    for settings in (
+        {},
+        {"projector": "subspace"},
+        {"moments": "rotate"},
+        {"projector": "randomized"},
+    ):
+        published = {"refresh": "same_step"} if settings else {}
+        assert len(galore(**published, **settings).variations()) == 1
