@@ -180,8 +180,8 @@ def test_pruning_zeroes_the_share_that_was_asked_for(ratio, by):
             zero = (new == 0) & (old != 0)
             assert torch.equal(new[~zero], old[~zero])  # the others are bit-identical
             if by == "magnitude":
-                assert abs(int((new == 0).sum()) - ratio * new.numel()) <= 1
-                if 0 < ratio < 1:
+                assert int((new == 0).sum()) >= ratio * new.numel() - 1
+                if 0 < ratio < 1 and name == "exp_avg":  # whose magnitudes decide for both
                     assert old[zero].abs().max() <= old[~zero].abs().min()
             dropped += int(zero.sum())
             total += int((old != 0).sum())

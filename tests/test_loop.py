@@ -40,7 +40,9 @@ def test_a_run_leaves_a_directory_that_says_everything(tmp_path):
     assert config["method"] == json.loads(json.dumps(method.settings()))
     assert config["options"]["seed"] == 7
     assert config["options"]["model_config"] == LLAMA
-    assert config["corpus"]["fingerprint"] == task.corpus.fingerprint == result["corpus_fingerprint"]
+    assert (
+        config["corpus"]["fingerprint"] == task.corpus.fingerprint == result["corpus_fingerprint"]
+    )
     assert {"python", "torch", "threads", "platform"} <= set(config["environment"])
 
     found = rows(tmp_path / "run")
@@ -157,8 +159,19 @@ def test_a_warm_start_is_a_phase_of_its_own(tmp_path):
     method = ReLoRA(4, merge_every=3, warm_start=5, rewarm=2)
     result = run(tmp_path / "run", method, view=view, checkpoint_every=2)
     assert view.titles == ["Full rank", "ReLoRA*"]
-    assert [s.split(" on ")[0] for s in view.said if " on 7 layers" in s] == ["Full rank", "ReLoRA*"]
-    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [2, 4, 5, 6, 8, 10, 12]
+    assert [s.split(" on ")[0] for s in view.said if " on 7 layers" in s] == [
+        "Full rank",
+        "ReLoRA*",
+    ]
+    assert [row["step"] for row in rows(tmp_path / "run") if "loss" in row] == [
+        2,
+        4,
+        5,
+        6,
+        8,
+        10,
+        12,
+    ]
 
     def names(step):
         folder = tmp_path / "run" / "checkpoints" / f"step-{step:08d}"
@@ -241,3 +254,8 @@ def test_a_loss_that_is_lost_ends_the_run_in_one_sentence(tmp_path, factor, said
     assert result["steps"] == 8
     assert "test_loss" not in result
     assert all(math.isfinite(row.get("loss", 0.0)) for row in rows(tmp_path / "run"))
+
+
+def test_events_that_the_run_is_too_short_for_are_named(tmp_path):
+    with pytest.warns(spectrain.errors.SpectrainWarning, match="no re-SVD will happen in 12 steps"):
+        run(tmp_path / "run", SST(4, resample_every=3, iterations_per_round=5))

@@ -30,8 +30,7 @@ from spectrain.tasks.lm.task import LanguageModelling
 METHODS = {key: small(cls) for key, cls in registered().items()} | {
     "relora-warm-start": ReLoRA(4, merge_every=3, warm_start=5, rewarm=2),
     **{
-        name: CASES[name]
-        for name in ("sst-residual", "sst-bf16", "sst-sequential", "lora-dropout")
+        name: CASES[name] for name in ("sst-residual", "sst-bf16", "sst-sequential", "lora-dropout")
     },
     **{name: CASES[name] for name in ("relora-prune-random", "galore-randomized", "galore-rotate")},
 }
@@ -199,7 +198,7 @@ def test_a_mistake_before_the_first_step_can_be_corrected_in_place(tmp_path):
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "photo.jpg").write_text("")
-    with pytest.raises(UsageError, match="is not empty and has no config.json of spectrain"):
+    with pytest.raises(UsageError, match=r"is not empty and has no config\.json"):
         run(tmp_path, FullRank())
     assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
 
@@ -233,7 +232,7 @@ def test_a_damaged_or_lost_config_is_said(tmp_path):
     with pytest.raises(RunError, match=r"not of this version \(format 1\)"):
         run(tmp_path, FullRank())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(UsageError, match="has no config.json"):
+    with pytest.raises(UsageError, match=r"has no config\.json"):
         run(tmp_path, FullRank())
 
 

@@ -22,7 +22,7 @@ from spectrain.tasks.lm.corpus import Corpus, load_corpus
 from spectrain.tasks.lm.options import LanguageModelOptions
 from spectrain.tasks.lm.task import LanguageModelling
 
-WORDS = "the cat sat on mats while bright ships sailed past harbours full of rain".split()
+WORDS = ("the", "cat", "sat", "on", "mats", "while", "ships", "sailed", "past", "harbours")
 LLAMA = {
     "num_hidden_layers": "1",
     "hidden_size": "32",

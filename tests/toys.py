@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -156,10 +156,6 @@ def disturb(layer: Parametrization, size: float = 0.1) -> None:
         for p in layer.factors().values():
             noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
             p.add_(size * noise.to(p.dtype))
-
-
-def grads(parameters: Sequence[Tensor]) -> list[Tensor]:
-    return [p.grad.clone() for p in parameters if p.grad is not None]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -48,6 +48,7 @@ class Event:
     period; the period may differ by layer. Events of a method run in the order they are listed.
     """
 
+    name: str  # in words: "re-SVD"
     period: Callable[[Parametrization], int]
     action: Callable[[Sequence[Parametrization], Moments, int], None]
 

@@ -28,6 +28,7 @@ _AT_START: dict[str, float] = {
 }
 _FIRST_ORDER = ("exp_avg", "momentum_buffer", "grad_avg")
 _SECOND_ORDER = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+_MOMENTS = (*_FIRST_ORDER, *_SECOND_ORDER)
 
 
 class Moments:
@@ -102,25 +103,26 @@ class Moments:
 
     @torch.no_grad()
     def prune(self, parameter: Tensor, ratio: float, by: str, generator: torch.Generator) -> None:
-        """Zero a share `ratio` of each moment, drawn at random or the smallest by magnitude.
+        """Zero a share `ratio` of the moments, drawn at random or the smallest of the first moment.
 
-        The step counter stays (Lialin et al. 2024, section 3). Random draws are the same for all
-        moments: a first moment left without its second would be divided by ε alone wherever the next
-        gradient is zero, as A's is right after a merge.
+        The step counter stays (Lialin et al. 2024, section 3). The same entries go from all moments: a
+        first moment left without its second would be divided by ε alone wherever the next gradient is
+        zero, as A's is right after a merge. (The released code draws for each moment by itself.)
         """
         self.require_editable(parameter)
-        lot = torch.rand(parameter.shape, generator=generator)
-        for name, value in self.state(parameter).items():
-            if name not in (*_FIRST_ORDER, *_SECOND_ORDER) or not isinstance(value, Tensor):
-                continue
-            if by == "random":
-                drop = lot.to(value.device) < ratio
-            else:
-                drop = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
-                smallest = value.abs().flatten().argsort()[: round(ratio * value.numel())]
-                drop[smallest] = True
-                drop = drop.view_as(value)
-            value.masked_fill_(drop, 0.0)
+        moments = {n: v for n, v in self.state(parameter).items() if n in _MOMENTS}
+        first = next((v for v in moments.values() if isinstance(v, Tensor)), None)
+        if first is None:
+            return
+        if by == "random":
+            drop = torch.rand(parameter.shape, generator=generator).to(first.device) < ratio
+        else:
+            drop = torch.zeros(first.numel(), dtype=torch.bool, device=first.device)
+            drop[first.abs().flatten().argsort()[: round(ratio * first.numel())]] = True
+            drop = drop.view_as(first)
+        for value in moments.values():
+            if isinstance(value, Tensor):
+                value.masked_fill_(drop, 0.0)
 
     @torch.no_grad()
     def rotate(

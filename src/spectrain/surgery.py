@@ -134,6 +134,8 @@ def select(
                 f"{name}: its weight is stored as {module.weight.dtype}; only floating-point "
                 f"weights can be exchanged, so exclude={name.split('.')[-1]!r}"
             )
+        if not module.weight.is_meta and not module.weight.isfinite().all():
+            raise UsageError(f"{name}: its weight has NaN or infinite entries")
         if name in parents:
             raise UsageError(
                 f"{name}: nn.MultiheadAttention reads this layer's weight directly and never calls "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
 import click
@@ -11,16 +10,19 @@ import click
 from spectrain.cli.lm import compare_lm
 from spectrain.method import methods, registered
 
-# Periods are scaled to the budget so that every method lives through its events: 14 resamplings
-# and merges, 3 re-SVDs, 7 refreshes in 350 steps.
+# Periods are scaled to the budget so that every method lives through its events: in 600 steps 15
+# resamplings and merges, 3 re-SVDs, 6 refreshes. Rates as in benchmarks/pretraining.py.
 DEMO = (
-    *("--model", "llama-9m", "--model-config", "num_hidden_layers=2", "--vocab-size", "1024"),
-    *("--sequence-length", "128", "--batch-size", "4", "--steps", "350"),
-    *("--eval-tokens", "8192", "--final-tokens", "65536", "--eval-every", "50"),
-    *("--checkpoint-every", "0", "--keep", "1", "--rank", "16"),
+    *("--model", "llama-9m", "--model-config", "num_hidden_layers=2"),
+    *("--model-config", "hidden_size=64", "--model-config", "intermediate_size=176"),
+    *("--vocab-size", "1024", "--sequence-length", "128", "--batch-size", "4", "--steps", "600"),
+    *("--eval-tokens", "8192", "--final-tokens", "65536", "--eval-every", "100"),
+    *("--checkpoint-every", "0", "--keep", "1", "--rank", "4"),
     *("--lr-ordinary", "4e-3", "--extend", "0", "--seeds", "3"),
-    *("--sst.resample-every", "25", "--sst.iterations-per-round", "4", "--sst.warmup", "3"),
-    *("--relora.merge-every", "25", "--relora.rewarm", "3", "--galore.refresh-every", "50"),
+    *("--sweep-lr", "4e-3,8e-3,1.6e-2", "--full.sweep-lr", "1e-3,2e-3,4e-3"),
+    *("--galore.sweep-lr", "8e-3,1.6e-2,3.2e-2", "--galore.refresh-every", "100"),
+    *("--sst.resample-every", "40", "--sst.iterations-per-round", "5", "--sst.warmup", "4"),
+    *("--relora.merge-every", "40", "--relora.rewarm", "4"),
 )
 
 
@@ -51,7 +53,6 @@ def merge(run: Path, out: Path) -> None:
     The result holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. Its
     logits are compared with the trained model's before this command says so.
     """
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' bar while it loads weights
     from spectrain.runs.export import export
 
     done = export(run, out)

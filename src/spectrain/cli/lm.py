@@ -76,8 +76,6 @@ def _train_lm(out: Path, method: str, model_config: tuple[str, ...], **values: A
 def _summarise(
     console: Console, method: Method, result: dict[str, Any], out: Path, report: Path
 ) -> None:
-    from rich.table import Table
-
     sizes = result["bytes"]
     state = sum(sizes[part] for part in ("weights", "gradients", "optimizer"))
     rows = [
@@ -91,12 +89,9 @@ def _summarise(
         ("report", str(report)),
         ("next", f"spectrain merge {out} --out DIR"),
     ]
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in rows:
-        table.add_row(name, value)
-    console.print(table, highlight=False)
-    for note in method.variations():
-        console.print(f"note: {note}", highlight=False, markup=False)
+    notes = [f"note: {note}" for note in method.variations()]
+    for line in (*(f"{name:<23}{value}" for name, value in rows), *notes):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 train_lm = SectionedCommand(
@@ -149,10 +144,10 @@ def _compare_lm(
     from spectrain.runs.view import Terminal
 
     chosen = {key: _arm(key, rank, values) for key in _words(methods)}
-    grids = {
-        key: _rates(f"--{key}.sweep-lr", values.get(f"{key}__sweep_lr") or sweep_lr)
-        for key in chosen
-    }
+    grids = {key: _rates("--sweep-lr", sweep_lr) for key in chosen}
+    for key in chosen:
+        if own := values[f"{key}__sweep_lr"]:
+            grids[key] = _rates(f"--{key}.sweep-lr", own)
     ordinary: list[float | None] = [values["lr_ordinary"]]
     if sweep_lr_ordinary:
         ordinary = list(_rates("--sweep-lr-ordinary", sweep_lr_ordinary))
@@ -173,7 +168,8 @@ def _compare_lm(
             view=view,
         )
     console.print(render(comparison))
-    console.print(f"\nReport with curves and spectra: {report}", highlight=False)
+    text = f"\nReport with curves and spectra: {report}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _arm(key: str, rank: int, values: dict[str, Any]) -> Method:
@@ -264,11 +260,9 @@ def _load_task(
         task = LanguageModelling.load(options, overrides, progress=status.update)
     corpus = task.corpus
     tokens = ", ".join(f"{name} {len(t):,}" for name, t in corpus.splits.items())
-    console.print(
-        f"{corpus.name}: {tokens} tokens, vocabulary {corpus.vocab_size:,}", highlight=False
-    )
-    for note in corpus.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    size = f"{corpus.name}: {tokens} tokens, vocabulary {corpus.vocab_size:,}"
+    for line in (size, *(f"note: {note}" for note in corpus.notes)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return task
 
 

@@ -25,7 +25,11 @@ class SectionedCommand(click.Command):
         self, name: str, callback: Callable[..., None], help: str, sections: Sequence[Section]
     ) -> None:
         self.sections = sections
-        settings = {"token_normalize_func": _dashes, "max_content_width": 100}
+        settings = {
+            "token_normalize_func": _dashes,
+            "max_content_width": 100,
+            "help_option_names": ["-h", "--help"],
+        }
         params = {parameter.name: parameter for _, group in sections for parameter in group}
         super().__init__(
             name, callback=callback, help=help, params=[*params.values()], context_settings=settings

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+from torch import nn
+
+from spectrain.errors import UsageError
 from spectrain.initializers.adapters import kaiming_zero
 from spectrain.method import (
     Card,
@@ -71,10 +74,18 @@ class ReLoRA(LoRA):
         original = self.warm_start or self.moments == "prune"
         return "COLA" if self.moments == "fresh" else "ReLoRA" if original else "ReLoRA*"
 
+    def parametrize(self, linear: nn.Module) -> Additive:
+        if self.warm_start:
+            raise UsageError(
+                f"{self.title}: warm_start is a phase of the run, trained with FullRank() before this "
+                "method is applied; take both from method.phases(steps), and apply one after the other"
+            )
+        return super().parametrize(linear)
+
     def events(self) -> tuple[Event, ...]:
         return (
-            Event(lambda layer: self.merge_every, self._merge_and_restart),
-            Event(lambda layer: self._restart_every, self._edit_moments),
+            Event("merge", lambda layer: self.merge_every, self._merge_and_restart),
+            Event("restart", lambda layer: self._restart_every, self._edit_moments),
         )
 
     def warmup_factor(self, clock: int) -> float:
@@ -115,3 +126,7 @@ class ReLoRA(LoRA):
     def schedule_text(self) -> str:
         start = f"{self.warm_start} full-rank steps, then " if self.warm_start else ""
         return f"{start}merge every {self.merge_every} steps"
+
+    def variations(self) -> list[str]:
+        shared = "one mask prunes both moments (the released code draws one for each)"
+        return [shared] if self.moments == "prune" else []

@@ -96,8 +96,10 @@ class SST(Method):
             layer.project()
 
     def events(self) -> tuple[Event, ...]:
-        resample = Event(lambda layer: self.resample_every, self._resample)
-        return (resample,) if self.residual else (Event(self._round, self._redecompose), resample)
+        resample = Event("resampling", lambda layer: self.resample_every, self._resample)
+        if self.residual:
+            return (resample,)
+        return Event("re-SVD", self._round, self._redecompose), resample
 
     def warmup_factor(self, clock: int) -> float:
         return ramp(clock % self.resample_every, self.warmup)
@@ -134,6 +136,10 @@ class SST(Method):
 
     def variations(self) -> list[str]:
         notes = []
+        if self.warmup > self.resample_every:
+            notes.append(
+                "warm-up is longer than an iteration, so rates never reach their full value"
+            )
         if self.residual:
             notes.append("residual form: frozen singular values do not move")
         if self.gradient == "default":

@@ -43,7 +43,7 @@ class Spectral(Factored):
         weight = self.take_weight()
         self.enhanced = enhanced
         U, s, V = svd(weight)
-        frozen = frozen_dtype or weight.dtype
+        frozen = frozen_dtype or self.weight_dtype
         self.U_active = nn.Parameter(U[:rank].clone())
         self.s = nn.Parameter(s)
         self.V_active = nn.Parameter(V[:rank].clone())

@@ -73,7 +73,8 @@ def run_comparison(
     kept = load_comparison(out)
     results = dict(kept.results)
     if results:
-        say(f"{len(results)} finished trials in {out} are kept.")
+        trials = "trial is" if len(results) == 1 else "trials are"
+        say(f"{len(results)} finished {trials} kept in {out}.")
     extensions = kept.progress.extensions
     while True:
         progress = planned(plan, results)
@@ -87,7 +88,9 @@ def run_comparison(
             return comparison
         trial = pending[0]
         place = len(progress.trials) - len(pending) + 1
-        say(f"Trial {place} of {len(progress.trials)}: {describe(plan, trial)}")
+        # Until the sweep is complete, the report's trials are not in the list yet.
+        later = 0 if progress.best else len(plan.arms) * len(plan.report_seeds)
+        say(f"Trial {place} of {len(progress.trials) + later}: {describe(plan, trial)}")
         directory = comparison.trial_directory(trial)
         # It may be finished already, if it belongs to the report and a trial of the sweep was lost.
         result = _finished(trial, directory) or run_trial(trial, directory)

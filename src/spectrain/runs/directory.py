@@ -102,7 +102,7 @@ def refuse_foreign(directory: Path) -> None:
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Settings in which two configurations differ, as (name, value in a, value in b)."""
-    found = []
+    found: list[tuple[str, Any, Any]] = []
     for part in ("task", "method", "options"):
         x, y = _flat(a.get(part)), _flat(b.get(part))
         if part == "method" and x["name"] != y["name"]:  # then its settings say nothing

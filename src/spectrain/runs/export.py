@@ -47,7 +47,7 @@ def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
     Raises UsageError if `run` is no run or `out` is taken, RunError if no checkpoint is intact or
     the logits disagree (nothing is left at `out` then).
     """
-    config = read_json(run / "config.json")
+    config = read_json(run / "config.json") if run.is_dir() else None
     if not isinstance(config, dict) or "method" not in config:
         raise UsageError(f"{run} is no run of spectrain (it has no config.json)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -142,7 +142,11 @@ def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
     prefix = f"{owner}."
     keys = [key for key in source.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
     state = {key.removeprefix(prefix): source.get_tensor(key) for key in keys}
-    layer.load_state_dict(state, assign=True)
+    try:
+        layer.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RunError(f"the checkpoint does not fit its own method at {owner}: {reason}") from None
     with torch.no_grad():
         weight: Tensor = layer.dense().to(layer.weight_dtype)
     layer.to("meta")
@@ -153,8 +157,15 @@ def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
 def _compare(directory: Path, probe: dict[str, Tensor]) -> tuple[float, float]:
     """(largest difference, largest magnitude) of the logits of the checkpoint at `directory`."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     logits = model(input_ids=probe["input"], use_cache=False).logits.float()
     difference = (logits - probe["output"]).abs().max().item()
     return difference, probe["output"].abs().max().item()

@@ -112,7 +112,22 @@ class Training:
         self.model.to(self.device)
         self.optimizer = self._build_optimizer()
         attach(self.model, self.optimizer)
+        self._warn_of_silent_events()
         self.run_model: Any = torch.compile(self.model) if self.options.compile else self.model
+
+    def _warn_of_silent_events(self) -> None:
+        """Say which events the phase is too short for: a method that never acts is no test of it."""
+        method, steps = self.phases[self.phase]
+        layers = [layer for _, layer in parametrized(self.model)]
+        for event in method.events():
+            first = min(event.period(layer) for layer in layers)
+            if first >= steps:
+                warnings.warn(
+                    f"{method.title}: no {event.name} will happen in {steps} steps, since the first "
+                    f"comes after {first}",
+                    SpectrainWarning,
+                    stacklevel=2,
+                )
 
     def _build_optimizer(self) -> Optimizer:
         o = self.options

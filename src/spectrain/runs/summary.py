@@ -31,7 +31,8 @@ COLUMNS = {
     "gap closed": "share of the loss between the best other low-rank method (0 %) and full rank "
     "(100 %) that the method makes up; – where there is no gap beyond the noise",
     "ms/step": "median time of a training step",
-    "state MiB": "measured memory of weights, gradients and optimizer state; activations excluded",
+    "state MiB": "measured memory of weights, gradients and optimizer state; without activations "
+    "and what an event needs for a moment",
     "trainable": "trained parameters (M: millions)",
 }
 

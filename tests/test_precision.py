@@ -1,0 +1,71 @@
+"""bf16 autocast, bf16 models and activation checkpointing, for every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import PERIOD, every_default, every_method
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from toys import Training, batch, make_net, same
+
+import spectrain
+
+
+@every_method
+def test_bf16_autocast_stays_close_to_float32(method):
+    net = spectrain.apply(make_net(), method, report=None).eval()
+    x, y = batch(0, rows=16)
+    found = []
+    for enabled in (False, True):
+        net.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = net(x)
+            loss = F.mse_loss(output.float(), y)
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in net.named_parameters() if p.requires_grad}
+        assert all(g.dtype == torch.float32 for g in grads.values())
+        found.append((output, loss, grads))
+    (_, exact, reference), (output, rough, grads) = found
+    assert output.dtype == torch.bfloat16
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    for name, gradient in grads.items():
+        scale = reference[name].abs().max()
+        assert (gradient - reference[name]).abs().max() <= 0.05 * scale, name
+
+
+@every_method
+def test_a_bf16_model_trains_and_merges(method):
+    training = Training(method, dtype=torch.bfloat16).run(0, PERIOD + 2)
+    x, y = batch(0, torch.bfloat16)
+    assert training.model(x).dtype == torch.bfloat16
+    assert all(p.isfinite().all() for p in training.model.parameters())
+    before = training.model.eval()(x)
+    merged = spectrain.merge(training.model)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(merged(x), before, rtol=0.05, atol=0.05)
+    single = Training(method).run(0, PERIOD + 2)
+    loss = F.mse_loss(merged(x).float(), y.float()).item()
+    x, y = batch(0)
+    assert loss == pytest.approx(F.mse_loss(single.model.eval()(x), y).item(), rel=0.1)
+
+
+@every_default
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_training(method, reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return checkpoint(self.net, x.requires_grad_(), use_reentrant=reentrant)
+
+    plain = Training(method)
+    saving = Training(method)
+    saving.model = Checkpointed(saving.model)
+    plain.run(0, PERIOD + 2)
+    saving.run(0, PERIOD + 2)
+    assert saving.losses == plain.losses
+    assert same(saving.model.net.state_dict(), plain.model.state_dict())
