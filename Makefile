@@ -27,7 +27,7 @@ types: $(VENV)/.dev  ## check types
 	$(BIN)/mypy
 
 benchmark: $(VENV)/.train  ## rerun the committed experiment (hours; continues where it was)
-	$(BIN)/python benchmarks/pretraining.py
+	$(BIN)/python benchmarks/pretraining.py stdlib
 
 # Each of these installs pinned versions once, and again when the pins or the extras change.
 $(VENV)/.train: constraints.txt pyproject.toml

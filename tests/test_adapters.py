@@ -229,7 +229,8 @@ def test_a_chain_of_one_link_is_lora_bit_for_bit():
 def test_a_warm_start_is_a_phase_of_its_own():
     method = relora(warm_start=2)
     assert method.phases(8) == [(FullRank(), 2), (relora(), 6)]
-    assert method.phases(1) == [(FullRank(), 1)]
+    with pytest.raises(spectrain.UsageError, match="warm_start is 2, which leaves nothing of 2"):
+        method.phases(2)
     assert relora().phases(8) == [(relora(), 8)]
     net, done = square_net(), 0
     start = net[2].weight.detach().clone()

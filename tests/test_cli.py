@@ -352,3 +352,14 @@ def test_the_options_of_the_demo_are_a_comparison_that_could_run(monkeypatch, co
     monkeypatch.setattr(compare_lm, "callback", lambda **values: seen.append(values))
     assert command("demo", "--out", "elsewhere")[0] == 0
     assert (str(seen[0]["out"]), seen[0]["steps"]) == ("elsewhere", steps)
+
+
+def test_each_method_stands_once_and_one_way_to_give_ordinary_rates(tmp_path, capsys):
+    for wrong, text in (
+        (["--methods", "sst,sst"], "each method can stand there once"),
+        (["--lr-ordinary", "1e-3", "--sweep-lr-ordinary", "1e-3,2e-3"], "not both"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            main(["compare", "lm", *wrong, "--out", str(tmp_path / "out")])
+        assert leaving.value.code == 2
+        assert text in capsys.readouterr().err

@@ -220,12 +220,18 @@ def test_moments_at_a_refresh(moments):
             assert torch.equal(new["exp_avg_sq"], old["exp_avg_sq"])
             continue
         Q = layer.basis @ basis.mT
-        mean, square = (rows_of(layer, old[n]) for n in ("exp_avg", "exp_avg_sq"))
-        spread = (square - mean.square()).clamp(min=0)
-        torch.testing.assert_close(rows_of(layer, new["exp_avg"]), Q @ mean)
-        torch.testing.assert_close(
-            rows_of(layer, new["exp_avg_sq"]), Q.square() @ spread + (Q @ mean).square()
-        )
+        # The estimates of mean and mean square are the bias-corrected moments.
+        weights = {
+            name: 1 - beta**T
+            for name, beta in zip(("exp_avg", "exp_avg_sq"), (0.9, 0.999), strict=True)
+        }
+        mean, square = (rows_of(layer, old[n]) / w for n, w in weights.items())
+        moved = {
+            "exp_avg": Q @ mean,
+            "exp_avg_sq": Q.square() @ (square - mean.square()).clamp(min=0) + (Q @ mean).square(),
+        }
+        for name, weight in weights.items():
+            torch.testing.assert_close(rows_of(layer, new[name]) / weight, moved[name])
 
 
 def test_clipping_is_refused_with_the_published_order_and_works_with_the_default():

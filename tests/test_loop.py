@@ -180,7 +180,8 @@ def test_a_warm_start_is_a_phase_of_its_own(tmp_path):
     assert not [name for name in names(4) if name.endswith(".A")]
     assert len([name for name in names(6) if name.endswith(".A")]) == 7
     assert result["frozen_parameters"] > 0
-    assert result["bytes"]["gradients"] == 4 * result["trainable_parameters"]
+    # Sizes are those of the full-rank phase, the larger one.
+    assert result["bytes"]["gradients"] > 4 * result["trainable_parameters"]
     # The method is kept whole: not as what its last phase is.
     assert result["method"]["warm_start"] == 5
 
@@ -259,3 +260,15 @@ def test_a_loss_that_is_lost_ends_the_run_in_one_sentence(tmp_path, factor, said
 def test_events_that_the_run_is_too_short_for_are_named(tmp_path):
     with pytest.warns(spectrain.errors.SpectrainWarning, match="no re-SVD will happen in 12 steps"):
         run(tmp_path / "run", SST(4, resample_every=3, iterations_per_round=5))
+
+
+def test_weights_that_are_lost_before_the_loss_is_looked_at_end_the_run_too(tmp_path):
+    with pytest.raises(DivergedError, match="NaN or infinite weights at step"):
+        run(tmp_path / "run", SST(4, resample_every=2, iterations_per_round=1), lr=1e38)
+    assert "weights" in read_json(tmp_path / "run" / "result.json")["failed"]
+
+
+def test_the_size_of_a_run_is_that_of_its_largest_phase(tmp_path):
+    full = run(tmp_path / "full", FullRank())
+    relora = run(tmp_path / "relora", ReLoRA(2, merge_every=3, warm_start=4))
+    assert relora["bytes"] == full["bytes"]

@@ -176,3 +176,26 @@ def test_the_records_of_all_methods():
     keys = [paper.key for card in cards for paper in card.papers]
     assert all(f"{{{key}," in p.bibtex() for c in cards for p in c.papers for key in [p.key])
     assert keys
+
+
+def test_hooks_on_a_layer_run_on_what_replaces_it_and_after_merge():
+    net = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 2))
+    seen = []
+    handle = net[0].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    spectrain.apply(net, spectrain.LoRA(2), report=None)
+    net(torch.randn(3, 6))
+    spectrain.merge(net)
+    net(torch.randn(4, 6))
+    assert seen == [(3, 6), (4, 6)]
+    handle.remove()
+    net(torch.randn(5, 6))
+    assert len(seen) == 2
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_is_refused():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(spectrain.UsageError, match="Doubled"):
+        spectrain.apply(torch.nn.Sequential(Doubled(4, 4)), spectrain.LoRA(2), report=None)

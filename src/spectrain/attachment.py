@@ -45,7 +45,7 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None
 def detach(model: nn.Module) -> None:
     """Take the hooks off the optimizers again; factors and clocks stay as they are.
 
-    Warns if the schedule never ticked although parameters changed or had gradients.
+    Warns if the schedule never ticked although factors changed.
     """
     if not is_attached(model):
         raise UsageError("detach: this model is not attached")

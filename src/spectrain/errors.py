@@ -21,3 +21,7 @@ class RunError(SpectrainError, RuntimeError):
     """What was asked for is possible but failed on the way: a full disk, a NaN loss. Exit code 1."""
 
     exit_code = 1
+
+
+class NonFiniteError(RunError):
+    """A matrix to decompose has NaN or infinite entries: training has diverged."""

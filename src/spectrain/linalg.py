@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from spectrain.errors import RunError
+from spectrain.errors import NonFiniteError
 
 
 def working(matrix: Tensor) -> Tensor:
@@ -24,13 +24,13 @@ def svd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD with singular vectors as rows: U (..., k, m), s (..., k) descending, V (..., k, n).
 
-    Raises RunError if `matrix` has non-finite entries. If LAPACK fails to converge, the float64
+    Raises NonFiniteError if `matrix` has non-finite entries. If LAPACK fails to converge, the float64
     Gram matrix of the smaller side is diagonalised instead (relative accuracy of small singular
     values falls to about 1e-8 · s_max).
     """
     a = working(matrix)
     if not a.is_meta and not torch.isfinite(a).all():
-        raise RunError(
+        raise NonFiniteError(
             "a weight or gradient matrix has NaN or infinite entries: nothing to decompose"
         )
     try:

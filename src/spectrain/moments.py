@@ -134,26 +134,32 @@ class Moments:
     ) -> None:
         """Carry moments into a new basis: M ← Q M, V ← (Q∘Q)(V − M²)₊ + (Q M)².
 
-        The second moment follows from transporting mean and variance with coordinates taken as
-        uncorrelated (LDAdam, Robert et al. 2025).
+        M and V here are the bias-corrected ones. The second moment follows from transporting mean and
+        variance with coordinates taken as uncorrelated (LDAdam, Robert et al. 2025).
         """
         self.require_editable(parameter)
         state = self.state(parameter)
         first = next((state[n] for n in _FIRST_ORDER if isinstance(state.get(n), Tensor)), None)
-        mean = None if first is None else _along(first, dim)
-        moved = None if mean is None else overlap.to(mean.dtype) @ mean
+        mean_weight, square_weight = self._weights(parameter)
+        mean = torch.zeros((), device=overlap.device)
+        moved = mean
+        if first is not None:
+            mean = _along(first, dim) / mean_weight
+            moved = overlap.to(first.dtype) @ mean
+            _along(first, dim).copy_(moved * mean_weight)
         for name in _SECOND_ORDER:
             value = state.get(name)
             if isinstance(value, Tensor):
-                spread = _along(value, dim)
-                if mean is not None and moved is not None:
-                    spread = (spread - mean.square()).clamp_(min=0)
-                spread = overlap.to(value.dtype).square() @ spread
-                if moved is not None:
-                    spread += moved.square()
-                _along(value, dim).copy_(spread)
-        if mean is not None and moved is not None:
-            mean.copy_(moved)
+                spread = (_along(value, dim) / square_weight - mean.square()).clamp_(min=0)
+                carried = overlap.to(value.dtype).square() @ spread + moved.square()
+                _along(value, dim).copy_(carried * square_weight)
+
+    def _weights(self, parameter: Tensor) -> tuple[float, float]:
+        """What Adam divides its moments by: 1 − β₁ᵗ and 1 − β₂ᵗ; 1 for other optimizers."""
+        betas, step = self.group(parameter).get("betas"), self.state(parameter).get("step")
+        if betas is None or not step:
+            return 1.0, 1.0
+        return 1 - float(betas[0]) ** float(step), 1 - float(betas[1]) ** float(step)
 
 
 def _known(name: str, value: object) -> bool:

@@ -1,5 +1,7 @@
 """Which r of k singular triples train in the next iteration."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def draw(
     weights = s.double().cpu()
     total = weights.sum()
     uniform = torch.full_like(weights, 1 / len(weights))
-    by_magnitude = weights / total if total > 0 else uniform
+    by_magnitude = weights / total if 0 < total < math.inf else uniform
     # The floor lets r triples be drawn where fewer than r singular values are positive.
     p = (share * by_magnitude + (1 - share) * uniform).clamp_(min=1e-12)
     return torch.multinomial(p, count, generator=generator).to(s.device)

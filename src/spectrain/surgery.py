@@ -134,6 +134,11 @@ def select(
                 f"{name}: its weight is stored as {module.weight.dtype}; only floating-point "
                 f"weights can be exchanged, so exclude={name.split('.')[-1]!r}"
             )
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
+            raise UsageError(
+                f"{name}: {type(module).__name__} computes something else than nn.Linear, which an "
+                f"exchange would lose; exclude={name.split('.')[-1]!r} leaves it as it is"
+            )
         if not module.weight.is_meta and not module.weight.isfinite().all():
             raise UsageError(f"{name}: its weight has NaN or infinite entries")
         if name in parents:

@@ -10,8 +10,8 @@ import click
 from spectrain.cli.lm import compare_lm
 from spectrain.method import methods, registered
 
-# Periods are scaled to the budget so that every method lives through its events: in 600 steps 15
-# resamplings and merges, 3 re-SVDs, 6 refreshes. Rates as in benchmarks/pretraining.py.
+# Periods are scaled to the budget so that every method lives through its events: in 600 steps 14
+# resamplings and merges, 2 re-SVDs, 6 refreshes. Rates as in benchmarks/pretraining.py.
 DEMO = (
     *("--model", "llama-9m", "--model-config", "num_hidden_layers=2"),
     *("--model-config", "hidden_size=64", "--model-config", "intermediate_size=176"),

@@ -143,13 +143,20 @@ def _compare_lm(
     from spectrain.runs.terminal import render
     from spectrain.runs.view import Terminal
 
-    chosen = {key: _arm(key, rank, values) for key in _words(methods)}
+    names = _words(methods)
+    if len(set(names)) < len(names):
+        raise UsageError(f"--methods {methods}: each method can stand there once")
+    chosen = {key: _arm(key, rank, values) for key in names}
     grids = {key: _rates("--sweep-lr", sweep_lr) for key in chosen}
     for key in chosen:
         if own := values[f"{key}__sweep_lr"]:
             grids[key] = _rates(f"--{key}.sweep-lr", own)
     ordinary: list[float | None] = [values["lr_ordinary"]]
     if sweep_lr_ordinary:
+        if values["lr_ordinary"] is not None:
+            raise UsageError(
+                "give --lr-ordinary (one rate) or --sweep-lr-ordinary (several), not both"
+            )
         ordinary = list(_rates("--sweep-lr-ordinary", sweep_lr_ordinary))
     options = built(RunOptions, {**values, "lr": 0.0})
     report_seeds = range(options.seed + 1, options.seed + 1 + seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -54,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a Windows pipe's code page lacks Greek letters
+            stream.reconfigure(errors="replace")
     try:
         cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
     except click.ClickException as error:
@@ -69,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        _say(f"Error: {error.name} is not installed; pip install 'spectrain[train]' brings it")
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

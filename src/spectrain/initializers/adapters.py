@@ -8,6 +8,6 @@ from spectrain.parametrizations.additive import Additive
 
 @torch.no_grad()
 def kaiming_zero(layer: Additive, generator: torch.Generator) -> None:
-    """B = 0 and A ~ U(−1/√n, 1/√n): the start of LoRA's released code (Hu et al. 2021)."""
+    """B = 0 and A ~ U(−1/√n, 1/√n): the start of LoRA's released code (Hu et al. 2022)."""
     layer.A.copy_(kaiming_uniform((layer.A.shape[0], layer.in_features), generator, like=layer.A))
     layer.B.zero_()

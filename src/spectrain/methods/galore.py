@@ -45,7 +45,7 @@ class GaLore(Method):
 
     rank: int = option(help="rank of the subspace", symbol="r", minimum=1)
     refresh_every: int = option(200, help="steps between refreshes", symbol="T", minimum=1)
-    scale: float = option(0.25, help="factor on the update of W", symbol="α", minimum=0.0)
+    scale: float = option(0.25, help="factor on the update of W", symbol="α", above=0.0)
     side: str = option(
         "std",
         help="side of the basis: the shorter (std), the longer (reverse_std), rows or columns",

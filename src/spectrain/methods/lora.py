@@ -41,16 +41,14 @@ class LoRA(Method):
         None,
         help="numerator of the scale; default: the value that makes the scale 1",
         symbol="α",
-        minimum=0.0,
+        above=0.0,
     )
     scaling: str = option(
         "alpha/r",
         help="scale of the update: alpha/r, or alpha/√r (rsLoRA)",
         choices=("alpha/r", "rslora"),
     )
-    dropout: float = option(
-        0.0, help="dropout on the input of the update", minimum=0.0, maximum=1.0
-    )
+    dropout: float = option(0.0, help="dropout on the input of the update", minimum=0.0, below=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

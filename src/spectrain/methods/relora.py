@@ -94,9 +94,14 @@ class ReLoRA(LoRA):
 
     def phases(self, steps: int) -> list[tuple[Method, int]]:
         adapters = dataclasses.replace(self, warm_start=0)
-        start = min(self.warm_start, steps)
-        phases: list[tuple[Method, int]] = [(FullRank(), start), (adapters, steps - start)]
-        return [phase for phase in phases if phase[1] > 0]
+        if not self.warm_start:
+            return [(self, steps)]
+        if self.warm_start >= steps:
+            raise UsageError(
+                f"{self.title}: warm_start is {self.warm_start}, which leaves nothing of {steps} steps "
+                "for the adapters"
+            )
+        return [(FullRank(), self.warm_start), (adapters, steps - self.warm_start)]
 
     @property
     def _restart_every(self) -> int:

@@ -135,15 +135,12 @@ class SST(Method):
         return f"resample every {self.resample_every} steps, {redo}, warm-up {self.warmup}"
 
     def variations(self) -> list[str]:
-        notes = []
-        if self.warmup > self.resample_every:
-            notes.append(
-                "warm-up is longer than an iteration, so rates never reach their full value"
-            )
-        if self.residual:
-            notes.append("residual form: frozen singular values do not move")
-        if self.gradient == "default":
-            notes.append("exact instead of enhanced gradient")
-        if self.frozen_dtype in ("bfloat16", "float16"):
-            notes.append(f"frozen vectors in {self.frozen_dtype}")
-        return notes
+        notes = {
+            "rates never reach their full value, as warm-up outlasts an iteration": self.warmup
+            > self.resample_every,
+            "residual form: frozen singular values do not move": self.residual,
+            "exact instead of enhanced gradient": self.gradient == "default",
+            f"{self.sampling} sampling": self.sampling != "mixture",
+            f"frozen vectors in {self.frozen_dtype}": self.frozen_dtype is not None,
+        }
+        return [note for note, holds in notes.items() if holds]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Additive(Factored):
-    """y = x W₀ᵀ + scale · drop(x) Aᵀ Bᵀ + b, that is W = W₀ + scale · B A (Hu et al. 2021, eq. 3).
+    """y = x W₀ᵀ + scale · drop(x) Aᵀ Bᵀ + b, that is W = W₀ + scale · B A (Hu et al. 2022, eq. 3).
 
     `base` W₀ (m, n) frozen, `A` (r, n) and `B` (m, r) trainable, zero until an initializer fills
     them; dropout acts on the update only.

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from spectrain.method import Method
 
 
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks"),
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks"),
+)
+
+
 def is_transposed(linear: nn.Module) -> bool:
     """True for layers that store W as (in, out): transformers' Conv1D."""
     return type(linear).__name__ == "Conv1D"
@@ -54,6 +61,10 @@ class Parametrization(nn.Module):
         self.loaded = False  # set when a state dict is loaded, until the attachment has seen it
         self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.bias = linear.bias  # type: ignore[assignment]
+        for (
+            hooks
+        ) in _HOOKS:  # the same dictionaries: hooks on the layer go on, here and after merge
+            setattr(self, hooks, getattr(linear, hooks))
         self.train(linear.training)
         # The layer's own seed comes from torch's global generator: torch.manual_seed rules it all.
         self.initial_seed = int(torch.randint(2**62, (), device="cpu"))

@@ -56,7 +56,11 @@ class Projected(Factored):
     @torch.no_grad()
     def fold(self, scale: float, decay: float) -> None:
         """base ← (1 − decay) · base + scale · P R, then R ← 0."""
-        self.base.mul_(1 - decay).add_(self.back(), alpha=scale)
+        left, right = (self.basis.mT, self.R) if self.side == "left" else (self.R, self.basis)
+        if self.base.dtype == self.R.dtype:  # in place, without a second matrix of W's size
+            self.base.addmm_(left, right, beta=1 - decay, alpha=scale)
+        else:  # the product in R's precision, rounded once
+            self.base.mul_(1 - decay).add_(left @ right, alpha=scale)
         self.R.zero_()
 
     def require_untouched_gradient(self) -> None:

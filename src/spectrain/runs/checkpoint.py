@@ -50,11 +50,11 @@ class Checkpoint:
             model.load_state_dict(tensors | {a: tensors[b] for a, b in state["tied"].items()})
         except RuntimeError as error:
             raise RunError(f"{self.path} does not fit this model: {_first_line(error)}") from None
-        optimizer.load_state_dict(_unflatten(self.path, state["optimizer"]))
-        rng = load_file(self.path / "optimizer.safetensors")
-        torch.set_rng_state(rng["rng/cpu"])
-        if "rng/cuda" in rng and torch.cuda.is_available():
-            torch.cuda.set_rng_state(rng["rng/cuda"])
+        saved = load_file(self.path / "optimizer.safetensors")
+        optimizer.load_state_dict(_unflatten(saved, state["optimizer"]))
+        torch.set_rng_state(saved["rng/cpu"])
+        if "rng/cuda" in saved and torch.cuda.is_available():
+            torch.cuda.set_rng_state(saved["rng/cuda"])
 
 
 def save(
@@ -179,9 +179,8 @@ def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"groups": state["param_groups"], "numbers": numbers}
 
 
-def _unflatten(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
+def _unflatten(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
     state: dict[int, dict[str, Any]] = {}
-    tensors = load_file(path / "optimizer.safetensors")
     for key, value in (*tensors.items(), *saved["numbers"].items()):
         index, name = key.split("/")
         if index != "rng":
@@ -195,7 +194,7 @@ def _sha256(path: Path) -> str:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows refuses to sync what is open for reading only
         os.fsync(file.fileno())
 
 

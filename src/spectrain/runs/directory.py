@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,12 @@ def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | 
         refuse_foreign(directory)
         write_json(directory / "config.json", config)
         return None
-    if not isinstance(existing, dict) or existing.get("format") != FORMAT:
-        raise RunError(f"{directory}/config.json is not of this version (format {FORMAT})")
+    found = existing.get("format") if isinstance(existing, dict) else None
+    if found != FORMAT:
+        raise RunError(
+            f"{directory}/config.json has format {found}, and this version reads {FORMAT}: use the "
+            "version of spectrain that made it, or another --out"
+        )
     if "method" not in existing:
         raise UsageError(f"--out {directory} holds a comparison, not a run; choose another --out")
     if not any((directory / name).exists() for name in STARTED):
@@ -129,4 +134,7 @@ def _flat(settings: Any) -> Any:
 
 def command_line() -> str:
     """The command that was typed, as far as it can be told."""
-    return " ".join(["spectrain", *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    if program in ("spectrain", "__main__.py"):
+        return shlex.join(["spectrain", *sys.argv[1:]])
+    return shlex.join(["python", program, *sys.argv[1:]])

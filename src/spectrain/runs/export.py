@@ -40,7 +40,8 @@ class Exported:
 def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
     """Write the newest intact checkpoint of `run` as a plain transformers checkpoint to `out`.
 
-    Matrices are built and written one at a time, shard by shard; the source is memory-mapped. The
+    Matrices are built one at a time and written shard by shard, so that not more than one shard and
+    one matrix are in memory; the source is memory-mapped. The
     written checkpoint is then loaded as any user would load it, and its logits are compared with
     those that the trained model gave when it was saved.
 
@@ -59,6 +60,7 @@ def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
     for needed in ("model", "tokenizer"):
         if not (run / needed).is_dir():
             raise RunError(f"{run} is incomplete: its folder {needed} is missing")
+    out = out.resolve()
     partial = out.with_name(f".partial-{out.name}")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -88,8 +88,9 @@ def _check(
     model = task.build_model().to("meta")
     covered = coverage(model, select(model, options.targets, options.excluded))
     for method in methods.values():
-        own = apply(copy.deepcopy(model), method, options.targets, options.excluded, report=None)
-        options.build_optimizer(param_groups(own, options.lr))
+        for phase, _ in method.phases(options.steps):
+            own = apply(copy.deepcopy(model), phase, options.targets, options.excluded, report=None)
+            options.build_optimizer(param_groups(own, options.lr))
     view.say(f"Every method trains {covered}")
 
 

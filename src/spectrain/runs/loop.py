@@ -6,14 +6,14 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from spectrain.attachment import attach
-from spectrain.errors import RunError, SpectrainWarning
+from spectrain.attachment import attach, detach
+from spectrain.errors import NonFiniteError, RunError, SpectrainWarning
 from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs import checkpoint
@@ -21,11 +21,11 @@ from spectrain.runs.files import read_json, write_json
 from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
+from spectrain.runs.spectra import spectra
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge, parametrized
 from spectrain.tasks.task import Task
 
-SPECTRA = 4  # layers whose singular values are recorded
 EXPLODED = 3.0  # a loss so many times the first one is called exploded
 
 
@@ -63,6 +63,7 @@ class Training:
         self.first_loss: float | None = None
         self.interval = Interval()
         self.gradient_bytes = 0
+        self.bytes = {"weights": 0, "gradients": 0, "optimizer": 0}
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
@@ -73,10 +74,12 @@ class Training:
             state = found.state()
             self.step, self.phase = found.step, state["phase"]
             self.first_loss, self.interval = state["first_loss"], Interval(**state["interval"])
-            self.gradient_bytes = state["gradient_bytes"]
+            self.gradient_bytes, self.bytes = state["gradient_bytes"], state["bytes"]
             self.view.say(f"continuing {self.directory} from step {self.step}")
         elif passed_over:
             self.view.say(f"no intact checkpoint in {self.directory}: starting again from step 0")
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # of an earlier trial in this process
         torch.manual_seed(self.options.seed)
         self.model = self.task.build_model().to(self.device)
         if found is None:
@@ -85,7 +88,7 @@ class Training:
         if found is not None:
             found.restore(self.model, self.optimizer)
         else:
-            write_json(self.directory / "spectra.json", self._spectra("initial", {}))
+            write_json(self.directory / "spectra.json", spectra(self.model, "initial", {}))
         self.log = MetricsLog(self.directory, self.step)
         self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
         try:
@@ -145,6 +148,7 @@ class Training:
         then goes into the checkpoint, so that the rows come out as without the stop.
         """
         if self.step == self.ends[self.phase]:
+            self._measure()
             merge(self.model)
             self.phase += 1
             self._enter_phase()
@@ -202,19 +206,25 @@ class Training:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         if not self.gradient_bytes:
             self.gradient_bytes = _bytes(p.grad for p in self.model.parameters())
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except NonFiniteError:  # an event came before the next look at the loss
+            self._give_up("NaN or infinite weights")
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
     def _check(self, loss: float) -> None:
         first = loss if self.first_loss is None else self.first_loss
-        if loss <= EXPLODED * max(first, 1.0):  # False for NaN
-            return
+        if not loss <= EXPLODED * max(first, 1.0):  # True for NaN
+            self._give_up(f"loss {loss:.4g}")
+
+    def _give_up(self, what: str) -> NoReturn:
+        """Record how the run was lost, and raise DivergedError."""
         bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
         where = f"; first non-finite parameter: {bad[0]}" if bad else ""
         found, _ = checkpoint.newest(self.directory / "checkpoints")
         kept = f"; last good checkpoint: step {found.step}" if found else ""
-        failure = f"loss {loss:.4g} at step {self.step}{where}"
+        failure = f"{what} at step {self.step}{where}"
         write_json(self.directory / "result.json", self._result({"failed": failure}))
         raise DivergedError(f"training diverged: {failure}{kept}. A lower --lr is the usual cure")
 
@@ -232,6 +242,7 @@ class Training:
             "first_loss": self.first_loss,
             "interval": asdict(self.interval),
             "gradient_bytes": self.gradient_bytes,
+            "bytes": self.bytes,
         }
         saved = checkpoint.save(
             self.directory / "checkpoints",
@@ -252,15 +263,16 @@ class Training:
             "test_loss": self._evaluate("test", True),
         }
         self.log.record(step=self.step, **losses)
-        spectra = self._spectra("final", read_json(self.directory / "spectra.json") or {})
-        write_json(self.directory / "spectra.json", spectra)
+        before = read_json(self.directory / "spectra.json") or {}
+        write_json(self.directory / "spectra.json", spectra(self.model, "final", before))
         result = self._result({**losses, "failed": None})
         write_json(self.directory / "result.json", result)
+        detach(self.model)
         return result
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        self._measure()
         parameters = list(self.model.parameters())
-        state = [t for entry in self.optimizer.state.values() for t in entry.values()]
         cuda = self.device.type == "cuda"
         return {
             "steps": self.step,
@@ -269,9 +281,7 @@ class Training:
             "seconds": round(self.log.seconds, 3),
             "seconds_per_step": self.log.seconds_per_step(),
             "bytes": {
-                "weights": _bytes([*parameters, *self.model.buffers()]),
-                "gradients": self.gradient_bytes,
-                "optimizer": _bytes(t for t in state if isinstance(t, torch.Tensor)),
+                **self.bytes,
                 "device_peak": torch.cuda.max_memory_allocated() if cuda else None,
             },
             "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
@@ -284,15 +294,16 @@ class Training:
             "options": asdict(self.options),
         }
 
-    @torch.no_grad()
-    def _spectra(self, when: str, spectra: dict[str, Any]) -> dict[str, Any]:
-        layers = [item for item in parametrized(self.model) if item[1].has_dense]
-        count = min(SPECTRA, len(layers))
-        chosen = [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
-        for name, layer in chosen:
-            values = torch.linalg.svdvals(layer.dense().float()).tolist()
-            spectra.setdefault(name, {})[when] = [round(v, 6) for v in values]
-        return spectra
+    def _measure(self) -> None:
+        """Keep the sizes of the phase whose weights, gradients and optimizer state are the largest."""
+        state = [t for entry in self.optimizer.state.values() for t in entry.values()]
+        sizes = {
+            "weights": _bytes([*self.model.parameters(), *self.model.buffers()]),
+            "gradients": self.gradient_bytes,
+            "optimizer": _bytes(t for t in state if isinstance(t, torch.Tensor)),
+        }
+        if sum(sizes.values()) > sum(self.bytes.values()):
+            self.bytes = sizes
 
 
 def _bytes(tensors: Any) -> int:

@@ -46,7 +46,7 @@ class RunOptions:
         "all-linear", help="layers to exchange: all-linear, or a regular expression over names"
     )
     exclude: str = option("lm_head", help="name suffixes to leave dense, separated by commas")
-    device: str = option("auto", help="cpu, cuda, mps; auto takes a GPU where there is one")
+    device: str = option("auto", help="cpu, cuda, mps; auto takes cuda where there is one")
     dtype: str = option(
         "float32", help="arithmetic (weights stay float32)", choices=("float32", "bfloat16")
     )
@@ -77,7 +77,10 @@ class RunOptions:
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over `groups`; fused if its class and this device have that."""
+        """The optimizer over `groups`; fused if its class and this device have that.
+
+        Raises UsageError for a name that torch.optim lacks, or an optimizer that refuses `groups`.
+        """
         names = {
             name.lower(): cls
             for name, cls in vars(torch.optim).items()
@@ -88,11 +91,14 @@ class RunOptions:
             hint = f"; did you mean {names[near[0]].__name__}?" if near else ""
             raise UsageError(f"--optimizer: torch.optim has no {self.optimizer!r}{hint}")
         cls: Any = names[self.optimizer.lower()]
-        try:
-            optimizer: Optimizer = cls(groups, fused=True)
-        except (TypeError, RuntimeError, ValueError):
-            optimizer = cls(groups)
-        return optimizer
+        reason = ""
+        for fused in ({"fused": True}, {}):
+            try:  # with copies, since a constructor that fails has already written to the groups
+                optimizer: Optimizer = cls([dict(group) for group in groups], **fused)
+                return optimizer
+            except (TypeError, RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+        raise UsageError(f"--optimizer {cls.__name__} cannot be used here: {reason}")
 
     def find_device(self) -> torch.device:
         """The device to train on. Raises UsageError if it is not there."""

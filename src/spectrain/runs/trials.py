@@ -79,7 +79,8 @@ class Plan:
             ("ordinary learning rates", self.ordinary_rates),
         ):
             numbers = [rate for rate in rates if rate is not None]
-            if not rates or len(set(rates)) < len(rates) or min(numbers, default=1.0) <= 0:
+            positive = all(0 < rate < math.inf for rate in numbers)  # False for NaN
+            if not rates or len(set(rates)) < len(rates) or not positive:
                 raise UsageError(f"the {name} must be distinct positive numbers, got {rates}")
             if None in rates and len(rates) > 1:
                 raise UsageError(f"the {name} are either swept (numbers) or not given, got {rates}")

@@ -13,7 +13,8 @@ class LanguageModelOptions:
 
     model: str = option(
         "llama-9m",
-        help="a preset (llama-9m … llama-7b, opt-125m …), or a transformers folder or name",
+        help="a preset (llama-9m … llama-7b, opt-125m …), a transformers folder, or a hub name "
+        "(organisation/name)",
     )
     data: str | None = option(
         None,

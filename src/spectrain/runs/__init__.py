@@ -1,0 +1,1 @@
+"""Runs: train, save, resume, compare and report, whatever the task."""
