@@ -9,11 +9,13 @@ on average: 0.23, 0.94 and 3.75 here, 6 to 17 in its paper. Finished trials are 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from pretraining import HERE, OPTIONS
 
 from spectrain.cli.lm import compare_lm
+from spectrain.errors import SpectrainError
 from spectrain.runs.compare import load_comparison
 from spectrain.runs.trials import loss
 
@@ -36,7 +38,10 @@ def main() -> None:
     for steps in given.steps:
         run = given.out / str(steps)
         own = ("--methods", METHODS, "--seed", "1", "--seeds", "0", "--steps", str(steps))
-        compare_lm.main([*OPTIONS, *RATES, *own, "--out", str(run)], standalone_mode=False)
+        try:
+            compare_lm.main([*OPTIONS, *RATES, *own, "--out", str(run)], standalone_mode=False)
+        except SpectrainError as error:
+            sys.exit(f"Error: {error}")
         results = load_comparison(run).results
         losses = {trial.arm: loss(result, "test_loss") for trial, result in results.items()}
         figures = " | ".join(f"{losses[key]:.3f}" for key in METHODS.split(","))

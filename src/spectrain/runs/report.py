@@ -21,7 +21,7 @@ from spectrain.runs.trials import Trial, loss
 
 CAPTIONS = {
     "loss_by_step.png": "Loss against step. Lines: training loss, smoothed, mean over seeds, with "
-    "a band of one standard deviation. Markers: validation loss.",
+    "a band of one standard deviation. Markers: validation loss, the last on more of the data.",
     "loss_by_time.png": "The same losses against training time, evaluation excluded.",
     "perplexity_by_memory.png": "Test perplexity (mean, and standard deviation over seeds) against "
     "the memory of weights, gradients and optimizer state. Lower and further left is better.",
