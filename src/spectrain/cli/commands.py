@@ -20,7 +20,7 @@ DEMO = (
     *("--checkpoint-every", "0", "--keep", "1", "--rank", "4"),
     *("--lr-ordinary", "4e-3", "--extend", "0", "--seeds", "3"),
     *("--sweep-lr", "4e-3,8e-3,1.6e-2", "--full.sweep-lr", "1e-3,2e-3,4e-3"),
-    *("--sst.sweep-lr", "8e-3,1.6e-2,3.2e-2", "--galore.sweep-lr", "1.6e-2,3.2e-2,6.4e-2"),
+    *("--galore.sweep-lr", "1.6e-2,3.2e-2,6.4e-2"),
     *("--galore.refresh-every", "100"),
     *("--sst.resample-every", "40", "--sst.iterations-per-round", "5", "--sst.warmup", "4"),
     *("--relora.merge-every", "40", "--relora.rewarm", "4"),
