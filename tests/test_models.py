@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spectrain.errors import RunError, UsageError
-from spectrain.tasks.lm.models import PRESETS, build_model, presets
+from spectrain.tasks.lm.models import build_model
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -36,12 +36,6 @@ def test_parameters_as_printed_in_the_papers(name: str, vocab_size: int, million
     with torch.device("meta"):
         model = build_model(name, vocab_size=vocab_size, sequence_length=2048)
     assert count(model) / 1e6 == pytest.approx(millions, abs=0.01)
-
-
-def test_presets_are_listed_with_their_sizes() -> None:
-    listed = presets()
-    assert [name for name, _, _ in listed] == list(PRESETS)
-    assert ("llama-130m", "hidden 768, feed-forward 2048, 12 heads, 12 layers", 134105856) in listed
 
 
 @pytest.mark.parametrize("name", ["llama-9m", "OPT-125M"])

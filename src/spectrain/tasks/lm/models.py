@@ -30,13 +30,6 @@ class Preset:
     layers: int
     more: tuple[tuple[str, int | bool], ...] = ()  # further configuration keys
 
-    @property
-    def shape(self) -> str:
-        return (
-            f"hidden {self.hidden}, feed-forward {self.feed_forward}, "
-            f"{self.heads} heads, {self.layers} layers"
-        )
-
     def settings(self) -> dict[str, Any]:
         """As keys of the family's transformers configuration.
 
@@ -82,24 +75,6 @@ PRESETS: dict[str, Preset] = {
     ),
     "opt-1.3b": Preset("opt", 2048, 8192, 32, 24),
 }
-
-
-def presets(vocab_size: int = 32_000, sequence_length: int = 2048) -> list[tuple[str, str, int]]:
-    """(name, shape, number of parameters) of every preset; nothing is allocated."""
-    with torch.device("meta"):
-        return [
-            (
-                name,
-                preset.shape,
-                sum(
-                    parameter.numel()
-                    for parameter in build_model(
-                        name, vocab_size=vocab_size, sequence_length=sequence_length
-                    ).parameters()
-                ),
-            )
-            for name, preset in PRESETS.items()
-        ]
 
 
 def build_model(
