@@ -19,7 +19,8 @@ from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.dense import Dense
 from spectrain.parametrizations.projected import Projected
-from spectrain.parametrizations.spectral import Spectral, SpectralResidual
+from spectrain.parametrizations.residual import SpectralResidual
+from spectrain.parametrizations.spectral import Spectral
 
 RANK, PERIOD = 4, 3
 
@@ -57,6 +58,10 @@ VARIANTS: dict[str, Method] = {
     "sst-sequential": _sst(sampling="sequential"),
     "sst-top": _sst(sampling="top"),
     "sst-bf16": _sst(frozen_dtype="bfloat16"),
+    "sst-frozen-s": _sst(frozen_s_every=2),
+    "sst-recompute": _sst(recompute=True),
+    "sst-stagger": _sst(stagger=True),
+    "sst-residual-randomized": _sst(residual=True, decomposition="randomized"),
     "sst-residual": _sst(residual=True),
     "sst-residual-default-gradient": _sst(residual=True, gradient="default"),
     "lora-alpha": LoRA(RANK, alpha=2.0),
@@ -74,6 +79,7 @@ VARIANTS: dict[str, Method] = {
     "galore-subspace": _galore(projector="subspace"),
     "galore-rotate": _galore(moments="rotate"),
     "galore-reset": _galore(moments="reset"),
+    "galore-stagger": _galore(stagger=True, refresh_every=5),
     "galore-same-step": _galore(refresh="same_step"),
     "galore-same-step-rotate": _galore(refresh="same_step", moments="rotate"),
 }

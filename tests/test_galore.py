@@ -124,7 +124,7 @@ def test_the_dense_gradient_exists_on_refresh_steps_only():
     training = Training(galore())
     for step in range(2 * T + 1):
         due = step % T == 0
-        assert all((layer.gathered is not None) is due for layer in training.layers)
+        assert all((layer.probe is not None) is due for layer in training.layers)
         training.backward(step)
         if due:
             for layer in training.layers:

@@ -10,11 +10,17 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import COUNTS, RANK, declared, every_default, every_method, periods, precision
 from toys import SHAPES, Net, Training, batch, disturb, make_net, one_layer, same
 
 import spectrain
-from spectrain.parametrizations.spectral import _DenseRoute, _FactoredRoute
+from spectrain.parametrizations.spectral_products import (
+    ActiveRoute,
+    DenseRoute,
+    FactoredRoute,
+    dense_route_is_cheaper,
+)
 
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 every_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
@@ -171,9 +177,8 @@ def test_gradients_equal_autograd_on_the_explicit_matrix(method, shape, bias, in
 
 
 def test_the_spectral_layer_takes_both_routes():
-    layer, _ = one_layer(spectrain.SST(RANK), SHAPES["square"])
-    assert not layer._dense_route_is_cheaper(3)
-    assert layer._dense_route_is_cheaper(200)
+    assert not dense_route_is_cheaper(3, 7, 7, RANK, True)
+    assert dense_route_is_cheaper(200, 7, 7, RANK, True)
 
 
 @every_method
@@ -194,16 +199,44 @@ def test_exact_gradients_pass_gradcheck(method, shape):
     assert torch.autograd.gradcheck(function, (x, *factors.values()), eps=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("route", [_FactoredRoute, _DenseRoute])
+@pytest.mark.parametrize("route", ["factored", "recomputed", "dense"])
 @pytest.mark.parametrize("rank", [1, 4, 6])
 @every_shape
-def test_both_spectral_routes_pass_gradcheck(route, rank, shape):
-    layer, _ = one_layer(spectrain.SST(rank, gradient="default"), shape, bias=False)
+@every_bias
+def test_both_spectral_routes_pass_gradcheck(route, rank, shape, bias):
+    layer, _ = one_layer(spectrain.SST(rank, gradient="default"), shape, bias=bias)
     disturb(layer)
     x = torch.randn(3, shape[1], dtype=torch.float64, requires_grad=True)
-    parts = layer.s, layer.U_active, layer.V_active, layer.U_frozen, layer.V_frozen
-    assert torch.autograd.gradcheck(lambda *a: route.apply(*a, False), (x, *parts))
-    torch.testing.assert_close(route.apply(x, *parts, True), x @ layer.dense().mT)
+    active = layer.s_active, layer.U_active, layer.V_active
+    parts = *active, layer.s_frozen, layer.U_frozen, layer.V_frozen, layer.bias
+
+    def apply(enhanced, x, *parts):
+        if route == "dense":
+            return DenseRoute.apply(x, layer.dense().detach(), *parts, enhanced)
+        return FactoredRoute.apply(x, *parts, enhanced, route == "recomputed")
+
+    assert torch.autograd.gradcheck(lambda *a: apply(False, *a), (x, *parts))
+    torch.testing.assert_close(apply(True, x, *parts), F.linear(x, layer.dense(), layer.bias))
+
+
+@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("rank", [1, 4])
+@every_shape
+def test_the_active_route_passes_gradcheck(tokens, adds, rank, shape):
+    """Few and many tokens, low and high rank: added for the call or not, with and without M."""
+    layer, _ = one_layer(spectrain.SST(rank, gradient="default", residual=True), shape)
+    disturb(layer)
+    x = torch.randn(tokens, shape[1], dtype=torch.float64, requires_grad=True)
+    parts = layer.s_active, layer.U_active, layer.V_active, layer.bias
+    weight = (layer.base if adds else layer.dense()).detach()
+    y = ActiveRoute.apply(x, weight, *parts, False, adds)
+    torch.testing.assert_close(y, F.linear(x, layer.dense(), layer.bias))
+    cotangent = torch.randn_like(y)
+    own = torch.autograd.grad(y, (x, *parts), cotangent)
+    exact = torch.autograd.grad(F.linear(x, layer.dense(), layer.bias), (x, *parts), cotangent)
+    for a, b in zip(own, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 # --- 3: resume ----------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from toys import Training, one_layer
 
 import spectrain
 from spectrain import SST
-from spectrain.parametrizations.spectral import Spectral, SpectralResidual
+from spectrain.parametrizations.residual import SpectralResidual
+from spectrain.parametrizations.spectral import Spectral
 from spectrain.sampling import SCHEMES, draw
 
 T3 = 3
@@ -57,7 +58,7 @@ def test_frozen_parts_are_bit_identical_within_an_iteration(residual):
 
 @pytest.mark.parametrize("sampling", SCHEMES)
 def test_events_leave_the_function_alone(sampling, monkeypatch):
-    seen = {"activate": 0, "redecompose": 0}
+    seen = {"activate": 0, "hold": 0}
 
     def watch(name):
         original = getattr(Spectral, name)
@@ -86,14 +87,14 @@ def test_events_leave_the_function_alone(sampling, monkeypatch):
         monkeypatch.setattr(Spectral, name, watched)
 
     watch("activate")
-    watch("redecompose")
+    watch("hold")
     training = Training(sst(sampling=sampling), dtype=torch.float64).run(0, 13)
-    assert seen == {"activate": 4 * (1 + 4), "redecompose": 4 * 2}
+    assert seen == {"activate": 4 * (1 + 4), "hold": 4 * 2}
     assert len(training.layers) == 4
 
 
 def test_events_leave_the_function_alone_in_the_residual_form(monkeypatch):
-    original, seen = SpectralResidual.hold, []
+    original, seen = SpectralResidual.renew, []
 
     def watched(layer, *args):
         before = layer.dense()
@@ -104,7 +105,7 @@ def test_events_leave_the_function_alone_in_the_residual_form(monkeypatch):
         seen.append(layer)
 
     training = Training(sst(residual=True), dtype=torch.float64)
-    monkeypatch.setattr(SpectralResidual, "hold", watched)
+    monkeypatch.setattr(SpectralResidual, "renew", watched)
     training.run(0, 7)
     assert len(seen) == 2 * 4
 
@@ -163,7 +164,7 @@ def test_enhanced_gradient_times_s_is_the_default_one(shape, tokens, residual):
         torch.testing.assert_close(
             enhanced[name] * s[:RANK, None], default[name], rtol=1e-12, atol=0
         )
-    assert torch.equal(enhanced["s"], default["s"])
+    assert torch.equal(enhanced["s_active"], default["s_active"])
 
 
 def test_a_dead_triple_moves_under_the_enhanced_gradient_only():
@@ -171,7 +172,7 @@ def test_a_dead_triple_moves_under_the_enhanced_gradient_only():
         torch.manual_seed(0)
         layer, _ = one_layer(sst(gradient=gradient), (7, 7))
         with torch.no_grad():
-            layer.s[0] = 0
+            layer.s_active[0] = 0
         layer(torch.randn(3, 7, dtype=torch.float64)).square().sum().backward()
         assert bool(layer.U_active.grad[0].abs().max() > 0) is moves
 

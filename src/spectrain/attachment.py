@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -84,6 +85,9 @@ class Attachment:
         self.by_method: dict[Method, list[Parametrization]] = {}
         for layer in self.layers.values():
             self.by_method.setdefault(layer.method, []).append(layer)
+        for layers in self.by_method.values():
+            for index, layer in enumerate(layers):
+                layer.index, layer.peers = index, len(layers)
         self.drivers = _unique(
             self.moments.optimizer(p) for m in self.layers.values() for p in m.factors().values()
         )
@@ -109,6 +113,8 @@ class Attachment:
                 loss = closure()
             args, kwargs = (optimizer, lambda: loss), {}
         self._begun.add(id(optimizer))
+        for layer in self.layers.values():
+            layer.release()
         self._restore_rates()  # of a step that raised between the hooks
         if any(layer.loaded for layer in self.layers.values()):
             self._take_clock()
@@ -120,7 +126,8 @@ class Attachment:
             self._check_gradients()
         for method, layers in self.by_method.items():
             if first:
-                method.before_update(layers, self.moments, self.clock)
+                with self._full_precision():
+                    method.before_update(layers, self.moments, self.clock)
             factor = method.warmup_factor(self.clock)
             if factor != 1.0:
                 self._scale_rates(optimizer, method, factor)
@@ -138,18 +145,24 @@ class Attachment:
         self._waiting = {id(o) for o in self.drivers}
         if not self._checked:
             self._check_states()
-        for method, layers in self.by_method.items():
-            method.after_update(layers, self.moments, self.clock)
-        self._restore_rates()
-        self.clock += 1
-        torch._foreach_add_([layer.clock for layer in self.layers.values()], 1)
-        for method, layers in self.by_method.items():
-            for event in method.events():
-                due = [layer for layer in layers if self.clock % event.period(layer) == 0]
-                if due:
-                    event.action(due, self.moments, self.clock)
-            method.begin_step(layers, self.clock)
+        with self._full_precision():
+            for method, layers in self.by_method.items():
+                method.after_update(layers, self.moments, self.clock)
+            self._restore_rates()
+            self.clock += 1
+            torch._foreach_add_([layer.clock for layer in self.layers.values()], 1)
+            for method, layers in self.by_method.items():
+                for event in method.events():
+                    due = [layer for layer in layers if event.is_due(layer, self.clock)]
+                    if due:
+                        event.action(due, self.moments, self.clock)
+                method.begin_step(layers, self.clock)
         self._checked = True
+
+    def _full_precision(self) -> AbstractContextManager[object]:
+        """Folds, merges and decompositions are not rounded, though the step be taken under autocast."""
+        kind = next(iter(self.layers.values())).clock.device.type
+        return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
     def _resume(self) -> None:
         """Begin the step that the layers' clocks stand at."""
@@ -247,7 +260,9 @@ class Attachment:
 
     def _check_gradients(self) -> None:
         """After the first backward pass: every trainable parameter must have had a gradient."""
-        without = [n for n, p in self.trainable.items() if p.grad is None and (p in self.moments)]
+        resting = {id(p) for layer in self.layers.values() for p in layer.resting()}
+        expected = {n: p for n, p in self.trainable.items() if id(p) not in resting}
+        without = [n for n, p in expected.items() if p.grad is None and p in self.moments]
         factors = {id(p) for layer in self.layers.values() for p in layer.factors().values()}
         if factors and not any(
             p.grad is not None for p in self.trainable.values() if id(p) in factors

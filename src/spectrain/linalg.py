@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from spectrain.abstract import is_abstract
 from spectrain.errors import NonFiniteError
 
 
@@ -24,74 +25,139 @@ def svd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD with singular vectors as rows: U (..., k, m), s (..., k) descending, V (..., k, n).
 
-    Raises NonFiniteError if `matrix` has non-finite entries. If LAPACK fails to converge, the float64
-    Gram matrix of the smaller side is diagonalised instead (relative accuracy of small singular
-    values falls to about 1e-8 · s_max).
+    LAPACK's, of the taller of `matrix` and its transpose: wide matrices take up to twice as long,
+    and no cheaper way was as accurate (benchmarks/decompositions.py). If it fails to converge, the
+    float64 Gram matrix of the shorter side is diagonalised instead (singular values right to about
+    1e-8 · s_max). Raises NonFiniteError if `matrix` has non-finite entries.
     """
+    a = _finite(matrix)
+    is_wide = a.shape[-2] < a.shape[-1]
+    tall = a.mT if is_wide else a
+    try:
+        left, s, right = torch.linalg.svd(tall, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        left, s, right = _svd_by_gram(tall)
+    U, V = (right, left.mT) if is_wide else (left.mT, right)
+    return fix_signs(U.contiguous(), s, V.contiguous())
+
+
+def _finite(matrix: Tensor) -> Tensor:
     a = working(matrix)
-    if not a.is_meta and not torch.isfinite(a).all():
+    if not is_abstract(a) and not torch.isfinite(a).all():
         raise NonFiniteError(
             "a weight or gradient matrix has NaN or infinite entries: nothing to decompose"
         )
-    try:
-        u, s, vh = torch.linalg.svd(a, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        u, s, vh = _svd_by_gram(a)
-    return fix_signs(u.mT.contiguous(), s, vh.contiguous())
+    return a
 
 
-def _svd_by_gram(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if a.shape[-2] > a.shape[-1]:
-        u, s, vh = _svd_by_gram(a.mT)
-        return vh.mT, s, u.mT
-    wide = a.double()
-    _, u = torch.linalg.eigh(wide @ wide.mT)
-    u = u.flip(-1)
-    # uᵀA has orthogonal rows of length s; QR also completes the rows whose s is zero.
-    q, r = torch.linalg.qr((u.mT @ wide).mT)
-    s = r.diagonal(dim1=-2, dim2=-1)
-    vh = (q * s.sign().where(s != 0, 1.0).unsqueeze(-2)).mT
-    return u.to(a.dtype), s.abs().to(a.dtype), vh.to(a.dtype)
+def _svd_by_gram(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    a = tall.double()
+    _, v = torch.linalg.eigh(a.mT @ a)
+    # The columns of a v are orthogonal, of length s; QR also completes those whose s is zero.
+    q, r = torch.linalg.qr(a @ v.flip(-1))
+    s, order = r.diagonal(dim1=-2, dim2=-1).abs().sort(descending=True)
+    q, v = (
+        basis.take_along_dim(order.unsqueeze(-2), dim=-1) for basis in (q * _signs(r), v.flip(-1))
+    )
+    return q.to(tall.dtype), s.to(tall.dtype), v.mT.to(tall.dtype)
+
+
+def _signs(r: Tensor) -> Tensor:
+    """The signs (..., 1, k) that make the diagonal of R (..., k, k) positive."""
+    diagonal = r.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    signs: Tensor = diagonal.sign().where(diagonal != 0, 1.0)
+    return signs
+
+
+def _row_signs(U: Tensor) -> Tensor:
+    """The signs (..., k, 1) that make the largest-magnitude entry of every row of U positive."""
+    largest = U.gather(-1, U.abs().argmax(-1, keepdim=True))
+    signs: Tensor = largest.sign().where(largest != 0, 1.0)
+    return signs
 
 
 def fix_signs(U: Tensor, s: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same triples with the largest-magnitude entry of every row of U made positive."""
-    largest = U.gather(-1, U.abs().argmax(-1, keepdim=True))
-    sign = largest.sign().where(largest != 0, 1.0)
+    sign = _row_signs(U)
     return U * sign, s, V * sign
 
 
-def randomized_basis(
+def leading_basis(
+    matrix: Tensor,  # (..., m, n)
+    rank: int,
+) -> Tensor:  # (..., rank, m), orthonormal rows
+    """The leading left singular vectors, in the order of their singular values.
+
+    Eigenvectors of the float32 Gram matrix of the shorter side: a third to a half of an SVD's time
+    (benchmarks/decompositions.py). Squaring blurs directions by about eps · (s₁ / s_r)², so the SVD
+    serves where s_r < s₁ / 100, and for float64, which is there for comparisons to the last digit.
+    Raises NonFiniteError as `svd` does.
+    """
+    a = _finite(matrix)
+    if a.dtype == torch.float64:
+        return svd(a)[0][..., :rank, :]
+    largest = a.abs().amax((-2, -1), keepdim=True)
+    scaled = a / largest.where(largest != 0, 1.0)  # squares of small gradients underflow
+    is_tall = a.shape[-2] > a.shape[-1]
+    gram = scaled.mT @ scaled if is_tall else scaled @ scaled.mT
+    try:
+        squares, vectors = torch.linalg.eigh(gram)  # ascending
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        return svd(a)[0][..., :rank, :]
+    if not is_abstract(a) and (squares[..., -rank] < 1e-4 * squares[..., -1]).any():
+        return svd(a)[0][..., :rank, :]
+    basis = vectors[..., -rank:].flip(-1)
+    if is_tall:
+        basis = torch.linalg.qr(scaled @ basis).Q
+    rows: Tensor = basis.mT.contiguous()
+    return rows * _row_signs(rows)
+
+
+def randomized_svd(
     matrix: Tensor,  # (m, n)
     rank: int,
     generator: torch.Generator,
     *,
     oversampling: int = 10,
     power_iterations: int = 2,
-) -> Tensor:  # (rank, m), orthonormal rows
-    """Approximate leading left singular vectors (Halko, Martinsson, Tropp 2011, algorithms 4.4, 5.1)."""
+) -> tuple[Tensor, Tensor, Tensor]:  # U (rank, m), s (rank,) descending, V (rank, n)
+    """Approximate leading triples (Halko, Martinsson, Tropp 2011, algorithms 4.4, 5.1)."""
     a = working(matrix)
     width = min(rank + oversampling, *a.shape)
     q = torch.linalg.qr(a @ gaussian((a.shape[1], width), generator, like=a)).Q
     for _ in range(power_iterations):
         q = torch.linalg.qr(a @ torch.linalg.qr(a.mT @ q).Q).Q
     small, s, v = svd(q.mT @ a)
-    return fix_signs(small[:rank] @ q.mT, s, v[:rank])[0]
+    return fix_signs(small[:rank] @ q.mT, s[:rank], v[:rank])
 
 
 def subspace_step(
     matrix: Tensor,  # (m, n)
     basis: Tensor,  # (r, m), orthonormal rows: the basis to start from
+    *,
+    probes: int = 8,
 ) -> Tensor:  # (r, m), orthonormal rows
-    """One step of subspace iteration on A Aᵀ from `basis`, orthonormalised by QR.
+    """One step of subspace iteration on A Aᵀ from `basis` and a few random directions.
 
-    R's diagonal is made positive, so that a basis that is already invariant returns itself.
+    The r leading of the r + `probes` directions that come out are kept (Rayleigh-Ritz), turned
+    within their span towards the old basis: one that is already invariant returns itself, so that
+    moments may stay in its coordinates. Without the probes, a direction that `basis` is orthogonal
+    to would never be found, however strong.
     """
     a = working(matrix)
-    q, r = torch.linalg.qr(a @ (a.mT @ basis.to(a.dtype).mT))
-    sign = r.diagonal().sign()
-    oriented: Tensor = q * sign.where(sign != 0, 1.0)
-    return oriented.mT.contiguous()
+    old = basis.to(a.dtype).mT
+    rank, width = basis.shape[0], min(basis.shape[0] + probes, *a.shape)
+    # The same probes every time do: what they find depends on A, and nothing has to be restored.
+    seeded = torch.Generator().manual_seed(0)
+    random = gaussian((a.shape[0], width - rank), seeded, like=a)
+    image = a.mT @ torch.cat((old, random), dim=1)
+    largest = image.abs().amax()
+    image = image / largest.where(largest != 0, 1.0)  # squares of small gradients underflow
+    q = torch.linalg.qr(a @ image).Q
+    leading = q @ leading_basis(q.mT @ a, rank).mT
+    turn, r = torch.linalg.qr(leading.mT @ old)
+    turned: Tensor = leading @ (turn * _signs(r))
+    return turned.mT.contiguous()
 
 
 def random_basis(rank: int, size: int, generator: torch.Generator, *, like: Tensor) -> Tensor:

@@ -45,12 +45,18 @@ class Event:
     """Something that happens every so many optimizer steps, to all layers that are due at once.
 
     `action(layers, moments, clock)` runs after the step that brings the clock to a multiple of the
-    period; the period may differ by layer. Events of a method run in the order they are listed.
+    period, or that many steps after one as `offset` says; both may differ by layer. Events of a
+    method run in the order they are listed.
     """
 
     name: str  # in words: "re-SVD"
     period: Callable[[Parametrization], int]
     action: Callable[[Sequence[Parametrization], Moments, int], None]
+    offset: Callable[[Parametrization], int] = lambda layer: 0
+
+    def is_due(self, layer: Parametrization, clock: int) -> bool:
+        """True if it happens to `layer` after the step that brings the clock to `clock`."""
+        return (clock - self.offset(layer)) % self.period(layer) == 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from spectrain.abstract import is_abstract
+
 SCHEMES = ("mixture", "magnitude", "uniform", "sequential", "top")
 
 
@@ -22,7 +24,7 @@ def draw(
     "sequential" takes those that waited longest, so all are taken before any is repeated; "top"
     takes the largest. The draw is made on the CPU, the same on every device.
     """
-    if s.is_meta or scheme == "top":
+    if is_abstract(s) or scheme == "top":
         return s.argsort(descending=True)[:count]
     if scheme == "sequential" and sampled_at is not None:
         return sampled_at.argsort(stable=True)[:count]

@@ -10,8 +10,9 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from spectrain.abstract import is_abstract
 from spectrain.errors import SpectrainWarning
-from spectrain.linalg import random_basis, randomized_basis, subspace_step, svd
+from spectrain.linalg import random_basis, randomized_svd, subspace_step, svd
 from spectrain.method import Card, Method, event_generator, register
 from spectrain.moments import Moments
 from spectrain.papers import GALORE
@@ -68,6 +69,9 @@ class GaLore(Method):
         "(published; not with gradient clipping or a gradient scaler)",
         choices=("next_step", "same_step"),
     )
+    stagger: bool = option(
+        False, help="spread the layers' refreshes over the period: no step carries them all"
+    )
 
     def parametrize(self, linear: nn.Module) -> Projected:
         layer = Projected(linear, self, rank=self.rank, side=self.side)
@@ -79,41 +83,47 @@ class GaLore(Method):
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
         for layer in cast(Layers, layers):
-            if layer.gathered is None and clock % self.refresh_every == 0:
-                layer.gathered = torch.zeros_like(layer.base, dtype=layer.R.dtype)
+            if self._is_due(layer, clock):
+                layer.gather()
 
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
         if self.refresh == "same_step":
             for layer in cast(Layers, layers):
-                if layer.gathered is not None and layer.R.grad is not None:
-                    gradient = layer.gathered
+                gradient = layer.gathered
+                if gradient is not None and layer.R.grad is not None:
                     layer.require_untouched_gradient()
-                    if self._refresh(layer, moments, clock):
+                    if self._refresh(layer, gradient, moments, clock):
                         layer.R.grad.copy_(layer.down(gradient))
 
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
             layer.fold(self.scale, decay=group["lr"] * group.get("weight_decay", 0.0))
-            if self.refresh == "next_step":
-                self._refresh(layer, moments, clock)
+            if self.refresh == "next_step" and layer.gathered is not None:
+                self._refresh(layer, layer.gathered, moments, clock)
+
+    def _is_due(self, layer: Parametrization, clock: int) -> bool:
+        """All layers at once, or spread over the period; the first basis is random and serves one step."""
+        offset = layer.index * self.refresh_every // layer.peers if self.stagger else 0
+        return clock == 0 or clock % self.refresh_every == offset
 
     @torch.no_grad()
-    def _refresh(self, layer: Projected, moments: Moments, clock: int) -> bool:
-        """A new basis, if this layer is due and has a gradient to take it from; True if so."""
-        if layer.gathered is None or not layer.gathered.any():  # a layer that was not used waits
-            return False
-        gradient = layer.gathered if layer.side == "left" else layer.gathered.mT
-        if not torch.isfinite(gradient).all():
-            text = "GaLore: NaN or infinite gradient; the basis waits a step"
-            warnings.warn(text, SpectrainWarning, stacklevel=2)
-            layer.gathered.zero_()
-            return False
-        layer.gathered = None
+    def _refresh(self, layer: Projected, gradient: Tensor, moments: Moments, clock: int) -> bool:
+        """A new basis from the dense `gradient`; False if it has to wait, as none can be had from it."""
+        if not is_abstract(gradient):
+            if not gradient.any():  # a layer that was not used
+                return False
+            if not torch.isfinite(gradient).all():
+                text = "GaLore: NaN or infinite gradient; the basis waits a step"
+                warnings.warn(text, SpectrainWarning, stacklevel=2)
+                layer.discard()
+                return False
+        layer.forget()
         old = layer.basis.clone()
-        layer.basis.copy_(self._leading(layer, gradient, clock))
+        side = gradient if layer.side == "left" else gradient.mT
+        layer.basis.copy_(self._leading(layer, side, clock))
         if clock == 0 or self.moments == "reset":  # before step 0's refresh the basis was random
             moments.clear(layer.R)
         elif self.moments == "rotate":
@@ -123,7 +133,7 @@ class GaLore(Method):
     def _leading(self, layer: Projected, gradient: Tensor, clock: int) -> Tensor:
         """The r leading left singular vectors of `gradient` (a, ·), as rows (r, a)."""
         if self.projector == "randomized":
-            return randomized_basis(gradient, self.rank, event_generator(layer, clock))
+            return randomized_svd(gradient, self.rank, event_generator(layer, clock))[0]
         if self.projector == "subspace" and clock > 0:
             return subspace_step(gradient, layer.basis)
         return svd(gradient)[0][: self.rank]
@@ -139,6 +149,8 @@ class GaLore(Method):
             notes.append("warm-started basis (projector='svd': published)")
         if self.projector == "randomized":
             notes.append("randomised basis (projector='svd': published)")
+        if self.stagger:
+            notes.append("refreshes of the layers spread over the period")
         if self.moments != "keep":
             word = {"rotate": "rotated into", "reset": "cleared for"}[self.moments]
             notes.append(f"moments {word} the new basis (moments='keep': published)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_transposed(linear) else (rows, columns)
 
 
+P = TypeVar("P", bound="Parametrization")
+
+
 class Parametrization(nn.Module):
     """One weight matrix W (m, n), kept in another form, with the bias of the layer it replaces.
 
@@ -58,6 +61,7 @@ class Parametrization(nn.Module):
         self.weight_dtype = weight.dtype
         self.weight_requires_grad = weight.requires_grad
         self.attached = False  # set by spectrain.attach
+        self.index, self.peers = 0, 1  # place among so many of its method's layers; set by attach
         self.loaded = False  # set when a state dict is loaded, until the attachment has seen it
         self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.bias = linear.bias  # type: ignore[assignment]
@@ -97,6 +101,10 @@ class Parametrization(nn.Module):
             if p.requires_grad and name != "bias"
         }
 
+    def resting(self) -> tuple[nn.Parameter, ...]:
+        """Factors that get no gradient in this step, by intention."""
+        return ()
+
     def note_versions(self) -> None:
         """Remember the factors as they are, for `factors_changed`."""
         self.noted = [p._version for p in self.factors().values()]
@@ -115,12 +123,16 @@ class Parametrization(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """`model.to(dtype)` converts the layer that `restore` gives back, too."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.release()
         self.weight_dtype = fn(self.clock.new_empty(0, dtype=self.weight_dtype)).dtype
         return self
 
     def dense(self) -> Tensor:
         """W (m, n) built explicitly, in at least float32."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """Drop what is kept only while gradients are computed; called before the optimizer's update."""
 
     def forget(self) -> None:
         """Drop what is kept only from one optimizer step to the next; called when state is loaded."""
@@ -155,6 +167,27 @@ class Factored(Parametrization):
     def weight(self) -> Tensor:
         """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
         return self.dense().detach().to(self.weight_dtype)
+
+
+def of_equal_shape(layers: Sequence[P], most_bytes: int = 2**26) -> list[list[P]]:
+    """`layers` in groups whose matrices can be stacked, on one device, for one batched operation.
+
+    A group's matrices have at most `most_bytes` together (or are one), which bounds what an event
+    needs on top. On the CPU every layer is a group of its own: a batch is a loop there, and the copies
+    are lost (benchmarks/decompositions.py).
+    """
+    groups: list[list[P]] = []
+    open_: dict[tuple[object, ...], list[P]] = {}
+    for layer in layers:
+        device = layer.clock.device
+        key = layer.out_features, layer.in_features, layer.weight_dtype, device
+        size = 4 * layer.out_features * layer.in_features
+        group = open_.get(key)
+        if group is None or device.type == "cpu" or (len(group) + 1) * size > most_bytes:
+            group = open_[key] = []
+            groups.append(group)
+        group.append(layer)
+    return groups
 
 
 def _state_loaded(layer: Parametrization, incompatible_keys: Any) -> None:

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
+from spectrain.abstract import is_abstract
 from spectrain.errors import UsageError
 from spectrain.linalg import working
 from spectrain.parametrizations.base import Factored, compute_dtype
@@ -23,8 +26,9 @@ class Projected(Factored):
     formed without it: (gy basisᵀ)ᵀ x or gyᵀ (x basisᵀ). An attached method folds R into `base`
     after every step, so R is zero in every forward pass and costs nothing there.
 
-    While `gathered` is a matrix (m, n) instead of None, each backward pass adds the dense gradient
-    to it, beginning anew where R has no gradient yet: what a refresh of the basis is computed from.
+    While `gather` is on, the backward passes form the dense gradient too, for a refresh of the basis
+    to be computed from: as the gradient of a leaf (m, n) that has no storage, so that autograd adds
+    up micro-batches as it does for any other.
     """
 
     def __init__(self, linear: nn.Module, method: Method, *, rank: int, side: str) -> None:
@@ -34,7 +38,7 @@ class Projected(Factored):
         m, n = weight.shape
         shorter, longer = ("right", "left") if m >= n else ("left", "right")
         self.side = {"std": shorter, "reverse_std": longer}.get(side, side)
-        self.gathered: Tensor | None = None
+        self.probe: Tensor | None = None  # the leaf whose gradient the dense one is
         self.base = self.parameter(weight, trainable=False)
         self.basis = nn.Parameter(
             weight.new_zeros(rank, m if self.side == "left" else n), requires_grad=False
@@ -63,12 +67,26 @@ class Projected(Factored):
             self.base.mul_(1 - decay).add_(left @ right, alpha=scale)
         self.R.zero_()
 
+    def gather(self) -> None:
+        """Collect the dense gradient from here on, until `forget`."""
+        if self.probe is None:
+            zero = torch.zeros((), dtype=self.R.dtype, device=self.R.device)
+            shape = self.out_features, self.in_features
+            self.probe = zero.expand(shape).detach().requires_grad_()
+
+    @property
+    def gathered(self) -> Tensor | None:
+        """The dense gradient (m, n) of this step so far; None where none is collected."""
+        return None if self.probe is None else self.probe.grad
+
     def require_untouched_gradient(self) -> None:
         """Refuse a gradient of R that was clipped or scaled after the backward pass.
 
         A same-step refresh derives the new one from `gathered`, which would undo that.
         """
-        if self.gathered is None or self.R.grad is None or not self.R.grad.isfinite().all():
+        if self.gathered is None or self.R.grad is None or is_abstract(self.R):
+            return
+        if not self.R.grad.isfinite().all():
             return
         expected = self.down(self.gathered)
         factor = (self.R.grad * expected).sum() / expected.square().sum()
@@ -78,25 +96,40 @@ class Projected(Factored):
                 "which refresh='same_step' would undo; use refresh='next_step'"
             )
 
+    def discard(self) -> None:
+        """Forget what was collected, and go on collecting."""
+        if self.probe is not None:
+            self.probe.grad = None
+
     def forget(self) -> None:
-        self.gathered = None
+        self.probe = None
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         rows = x.reshape(-1, self.in_features).to(dtype)
-        if self.gathered is not None and self.R.grad is None and torch.is_grad_enabled():
-            self.gathered.zero_()  # first micro-batch: nothing of a step that was skipped may stay
+        if self.probe is not None and not torch.compiler.is_compiling():
+            self._begin_anew()
         weight = self.base if self.attached else self.dense()
         frozen = weight.detach().to(dtype), self.basis
         y: Tensor = _ProjectedGradient.apply(  # type: ignore[no-untyped-call]
-            rows, *frozen, self.R, self.side, self.gathered
+            rows, *frozen, self.R, self.bias, self.probe, self.side
         )
-        y = y if self.bias is None else y + self.bias.to(dtype)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _begin_anew(self) -> None:
+        """In a step's first micro-batch, drop what is left of a step that was skipped.
+
+        (Under torch.compile it stays; an overflow's gradient is not finite, and a refresh waits then.)
+        """
+        if torch.is_grad_enabled() and self.R.grad is None:
+            self.discard()
 
 
 class _ProjectedGradient(torch.autograd.Function):
-    """y = x Wᵀ whose weight gradient is formed in the subspace: 2 B r (m + n) operations, not 2 B m n."""
+    """y = x Wᵀ + bias with the weight's gradient formed in the subspace.
+
+    4 B m n + 2 B r (m + n) operations, not 6 B m n; kept for the backward pass: x (B, n), W (m, n).
+    """
 
     @staticmethod
     def forward(
@@ -105,20 +138,23 @@ class _ProjectedGradient(torch.autograd.Function):
         weight: Tensor,  # (m, n)
         basis: Tensor,  # (r, m) or (r, n)
         R: Tensor,  # (r, n) or (m, r); enters only through its gradient
+        bias: Tensor | None,  # (m,)
+        probe: Tensor | None,  # (m, n); enters only through its gradient, the dense one
         side: str,
-        gathered: Tensor | None,  # (m, n)
     ) -> Tensor:  # (B, m)
         ctx.save_for_backward(x, weight, basis)
-        ctx.side, ctx.gathered, ctx.factor_dtype = side, gathered, R.dtype
-        return x @ weight.mT
+        ctx.side, ctx.factor_dtype = side, R.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, basis = ctx.saved_tensors
         gy = gy.to(x.dtype)
         projector = basis.mT.to(x.dtype)
         grad_R = (gy @ projector).mT @ x if ctx.side == "left" else gy.mT @ (x @ projector)
-        if ctx.gathered is not None:
-            ctx.gathered += gy.mT @ x
         grad_x = gy @ weight if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_R.to(ctx.factor_dtype), None, None
+        grad_bias = gy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[4] else None
+        dense = (gy.mT @ x).to(ctx.factor_dtype) if ctx.needs_input_grad[5] else None
+        return grad_x, None, None, grad_R.to(ctx.factor_dtype), grad_bias, dense, None

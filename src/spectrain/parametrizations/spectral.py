@@ -1,31 +1,42 @@
 """The spectral form W = U diag(s) Vᵀ: r active triples of singular vectors and k − r frozen ones.
 
-Singular vectors are rows, active ones first: U (k, m), V (k, n), W = Uᵀ diag(s) V. The gradients of
-the vectors are the exact ones or the enhanced ones of Sparse Spectral Training (Zhao et al. 2025,
-eq. 9), which leave out the factor s.
+Singular vectors are rows, active ones first: U (k, m), V (k, n), W = Uᵀ diag(s) V. How products and
+gradients are formed is in `spectral_products`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from spectrain.abstract import is_abstract
 from spectrain.linalg import svd, working
-from spectrain.parametrizations.base import Factored, compute_dtype
+from spectrain.parametrizations.base import Factored, compute_dtype, of_equal_shape
+from spectrain.parametrizations.spectral_products import (
+    ActiveRoute,
+    DenseRoute,
+    FactoredRoute,
+    built,
+    dense_route_is_cheaper,
+)
 
 if TYPE_CHECKING:
     from spectrain.method import Method
 
 
 class Spectral(Factored):
-    """All k = min(m, n) triples: `s` (k,) trains, of the vectors the first r rows do.
+    """All k = min(m, n) triples: every singular value trains, of the vectors the first r rows do.
 
-    `U_active` (r, m), `V_active` (r, n) trainable; `U_frozen` (k − r, m), `V_frozen` (k − r, n) not,
-    stored in `frozen_dtype`. Buffer `sampled_at` (k,): clock at which each triple was last made
-    active, −1 for never. k (m + n) + k numbers are stored for the m n of a dense layer.
+    `s_active` (r,), `U_active` (r, m), `V_active` (r, n), `s_frozen` (k − r,) trainable; `U_frozen`
+    (k − r, m), `V_frozen` (k − r, n) not, stored in `frozen_dtype`. Buffer `sampled_at` (k,): clock at
+    which each triple was last made active, −1 for never. k (m + n) + k numbers are stored for the
+    m n of a dense layer.
+
+    Where W itself is needed it is built once for an optimizer step and shared by its micro-batches,
+    while the layer is attached and in training mode; `release` drops it.
     """
 
     sampled_at: Tensor
@@ -38,15 +49,20 @@ class Spectral(Factored):
         rank: int,
         enhanced: bool = True,
         frozen_dtype: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__(linear, method)
         weight = self.take_weight()
         self.enhanced = enhanced
+        self.recompute = recompute
+        self.frozen_s_rest = False  # True in steps that leave frozen singular values alone
+        self.kept: tuple[tuple[object, ...], Tensor] | None = None  # what W was built from, and W
         U, s, V = svd(weight)
         frozen = frozen_dtype or self.weight_dtype
+        self.s_active = nn.Parameter(s[:rank].clone())
         self.U_active = nn.Parameter(U[:rank].clone())
-        self.s = nn.Parameter(s)
         self.V_active = nn.Parameter(V[:rank].clone())
+        self.s_frozen = nn.Parameter(s[rank:].clone())
         self.U_frozen = nn.Parameter(U[rank:].to(frozen, copy=True), requires_grad=False)
         self.V_frozen = nn.Parameter(V[rank:].to(frozen, copy=True), requires_grad=False)
         self.register_buffer("sampled_at", torch.full((self.size,), -1, device=weight.device))
@@ -56,28 +72,61 @@ class Spectral(Factored):
         """r, the number of active triples."""
         return self.U_active.shape[0]
 
+    @property
+    def s(self) -> Tensor:
+        """All singular values (k,), the active ones first; a copy."""
+        return torch.cat((self.s_active, self.s_frozen))
+
     def dense(self) -> Tensor:
         U = torch.cat((working(self.U_active), working(self.U_frozen)))
         V = torch.cat((working(self.V_active), working(self.V_frozen)))
         return (U.mT * self.s) @ V
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x)
-        rows = x.reshape(-1, self.in_features).to(dtype)
-        matrices = self.s, self.U_active, self.V_active, self.U_frozen, self.V_frozen
-        if self._dense_route_is_cheaper(rows.shape[0]):
-            y: Tensor = _DenseRoute.apply(rows, *matrices, self.enhanced)  # type: ignore[no-untyped-call]
+        rows = x.reshape(-1, self.in_features).to(compute_dtype(x))
+        m, n, tokens = self.out_features, self.in_features, rows.shape[0]
+        training = self.training or torch.is_grad_enabled()
+        active = self.s_active, self.U_active, self.V_active
+        frozen = self.s_frozen, self.U_frozen, self.V_frozen
+        if self.frozen_s_rest and self.training:
+            W = self._matrix(rows.dtype)
+            y = ActiveRoute.apply(rows, W, *active, self.bias, self.enhanced, False)  # type: ignore[no-untyped-call]
+        elif dense_route_is_cheaper(tokens, m, n, self.rank, training):
+            W = self._matrix(rows.dtype)
+            y = DenseRoute.apply(rows, W, *active, *frozen, self.bias, self.enhanced)  # type: ignore[no-untyped-call]
         else:
-            y = _FactoredRoute.apply(rows, *matrices, self.enhanced)  # type: ignore[no-untyped-call]
-        y = y if self.bias is None else y + self.bias.to(dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+            flags = self.bias, self.enhanced, self.recompute
+            y = FactoredRoute.apply(rows, *active, *frozen, *flags)  # type: ignore[no-untyped-call]
+        whole: Tensor = y.view(*x.shape[:-1], m)
+        return whole
 
-    def _dense_route_is_cheaper(self, tokens: int) -> bool:
-        """Compare the products of forward and backward, per the operation counts of both routes."""
-        m, n, k, r = self.out_features, self.in_features, self.size, self.rank
-        factored = 4 * tokens * k * (m + n) + 2 * tokens * r * (m + n)
-        dense = 6 * tokens * m * n + 4 * m * n * k + 2 * m * n * r
-        return dense < factored
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
+        """W (m, n) in `dtype`, the one of this optimizer step where that may be kept.
+
+        Not in evaluation, where weights may be exchanged by means that leave no trace (an average of
+        weights copied into `.data`), and not under torch.compile, whose graphs hold no such state.
+        """
+        parts = (
+            (self.U_active, self.s_active, self.V_active),
+            (self.U_frozen, self.s_frozen, self.V_frozen),
+        )
+        lasting = self.attached and self.training and torch.is_grad_enabled()
+        with torch.no_grad():
+            if not lasting or torch.compiler.is_compiling():
+                return built(parts, dtype)
+            key = dtype, *((id(p), p._version) for part in parts for p in part)
+            if self.kept is None or self.kept[0] != key:
+                self.kept = key, built(parts, dtype)
+            return self.kept[1]
+
+    def resting(self) -> tuple[nn.Parameter, ...]:
+        return (self.s_frozen,) if self.frozen_s_rest else ()
+
+    def release(self) -> None:
+        self.kept = None
+
+    def forget(self) -> None:
+        self.kept = None
 
     @torch.no_grad()
     def activate(
@@ -90,7 +139,7 @@ class Spectral(Factored):
         Triples that are active already stay where they are; the others change places with active
         triples that were not chosen (the paper's section 4.6).
         """
-        if chosen.is_meta:
+        if is_abstract(chosen):
             return
         keep = torch.zeros(self.size, dtype=torch.bool, device=chosen.device)
         keep[chosen] = True
@@ -99,7 +148,7 @@ class Spectral(Factored):
         for active, frozen in (
             (self.U_active, self.U_frozen),
             (self.V_active, self.V_frozen),
-            (self.s[: self.rank], self.s[self.rank :]),
+            (self.s_active, self.s_frozen),
             (self.sampled_at[: self.rank], self.sampled_at[self.rank :]),
         ):
             rows = active[leaving]
@@ -108,184 +157,36 @@ class Spectral(Factored):
         self.sampled_at[: self.rank] = clock
 
     @torch.no_grad()
-    def redecompose(self) -> None:
-        """W = U diag(s) V decomposed anew: orthonormal vectors again, largest s first, none sampled."""
-        U, s, V = svd(self.dense())
-        self.U_active.copy_(U[: self.rank])
-        self.U_frozen.copy_(U[self.rank :])
-        self.V_active.copy_(V[: self.rank])
-        self.V_frozen.copy_(V[self.rank :])
-        self.s.copy_(s)
-        self.sampled_at.fill_(-1)
-
-    def project(self) -> None:
-        """Back to unit vectors and s ≥ 0, after an optimizer step."""
-        project_triples(self.U_active, self.s, self.V_active)
-
-
-class SpectralResidual(Factored):
-    """Only the r active triples in factors, the rest of W as one dense frozen matrix.
-
-    `base` (m, n) frozen, `U_active` (r, m), `s` (r,), `V_active` (r, n) trainable: LoRA's memory and
-    operations, at the price that frozen singular values do not move.
-    """
-
-    def __init__(
-        self, linear: nn.Module, method: Method, *, rank: int, enhanced: bool = True
-    ) -> None:
-        super().__init__(linear, method)
-        weight = self.take_weight()
-        self.enhanced = enhanced
-        self.base = self.parameter(weight, trainable=False)
-        self.U_active = nn.Parameter(weight.new_zeros(rank, self.out_features))
-        self.s = nn.Parameter(weight.new_zeros(rank))
-        self.V_active = nn.Parameter(weight.new_zeros(rank, self.in_features))
-
-    @property
-    def rank(self) -> int:
-        """r, the number of active triples."""
-        return self.U_active.shape[0]
-
-    def dense(self) -> Tensor:
-        U, V = working(self.U_active), working(self.V_active)
-        return torch.addmm(working(self.base), U.mT * self.s, V)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.base, self.bias)
-        dtype = compute_dtype(x)
-        rows = x.reshape(-1, self.in_features).to(dtype)
-        none = rows.new_empty(0, self.out_features), rows.new_empty(0, self.in_features)
-        factors = self.s, self.U_active, self.V_active, *none
-        update: Tensor = _FactoredRoute.apply(rows, *factors, self.enhanced)  # type: ignore[no-untyped-call]
-        return y + update.view_as(y)
-
-    @torch.no_grad()
     def hold(
         self,
         U: Tensor,  # (k, m)
         s: Tensor,  # (k,)
         V: Tensor,  # (k, n)
-        chosen: Tensor,  # (r,)
     ) -> None:
-        """Make the triples at `chosen` of W's decomposition the active ones, the rest the base."""
-        W = (U.mT * s) @ V
-        self.U_active.copy_(U[chosen])
-        self.s.copy_(s[chosen])
-        self.V_active.copy_(V[chosen])
-        self.base.copy_(W.addmm_(self.U_active.mT * self.s, self.V_active, alpha=-1))
-
-    def project(self) -> None:
-        """Back to unit vectors and s ≥ 0, after an optimizer step."""
-        project_triples(self.U_active, self.s, self.V_active)
+        """Take a new decomposition of W: the first r triples active, none sampled yet."""
+        for values, active, frozen in (
+            (U, self.U_active, self.U_frozen),
+            (s, self.s_active, self.s_frozen),
+            (V, self.V_active, self.V_frozen),
+        ):
+            active.copy_(values[: self.rank])
+            frozen.copy_(values[self.rank :])
+        self.sampled_at.fill_(-1)
 
 
 @torch.no_grad()
-def project_triples(U: Tensor, s: Tensor, V: Tensor) -> None:
-    """Scale every row of U and V to unit length and clamp s at zero, in place; zero rows stay zero."""
-    for rows in (U, V):
-        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        rows.div_(norms.clamp_(min=torch.finfo(rows.dtype).tiny))
-    s.clamp_(min=0)
+def redecompose(layers: Sequence[Spectral]) -> None:
+    """Every W = U diag(s) V decomposed anew: orthonormal vectors again, the largest s first."""
+    for group in of_equal_shape(layers):
+        decomposed = svd(torch.stack([layer.dense() for layer in group]))
+        for layer, *triples in zip(group, *decomposed, strict=True):
+            layer.hold(*triples)
 
 
-class _FactoredRoute(torch.autograd.Function):
-    """y = ((x Vᵀ) · s) U, token by token: 4 B k (m + n) + 2 B r (m + n) operations.
-
-    Kept for the backward pass: x (B, n) and z = x Vᵀ (B, k).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,  # (B, n)
-        s: Tensor,  # (k,)
-        U_active: Tensor,  # (r, m)
-        V_active: Tensor,  # (r, n)
-        U_frozen: Tensor,  # (k − r, m)
-        V_frozen: Tensor,  # (k − r, n)
-        enhanced: bool,
-    ) -> Tensor:  # (B, m)
-        r = U_active.shape[0]
-        scale = s.to(x.dtype)
-        z = torch.cat((x @ V_active.mT.to(x.dtype), x @ V_frozen.mT.to(x.dtype)), dim=1)
-        y = (z[:, :r] * scale[:r]) @ U_active.to(x.dtype)
-        if U_frozen.shape[0]:
-            y.addmm_(z[:, r:] * scale[r:], U_frozen.to(x.dtype))
-        ctx.save_for_backward(x, z, s, U_active, V_active, U_frozen, V_frozen)
-        ctx.enhanced = enhanced
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, z, s, U_active, V_active, U_frozen, V_frozen = ctx.saved_tensors
-        r, dtype = U_active.shape[0], x.dtype
-        gy = gy.to(dtype)
-        p_active = gy @ U_active.mT.to(dtype)  # (B, r)
-        p_frozen = gy @ U_frozen.mT.to(dtype)  # (B, k − r)
-        grad_s = torch.cat((_column_dots(p_active, z[:, :r]), _column_dots(p_frozen, z[:, r:])))
-        grad_U, grad_V = z[:, :r].mT @ gy, p_active.mT @ x
-        if not ctx.enhanced:
-            grad_U, grad_V = grad_U * s[:r, None].to(dtype), grad_V * s[:r, None].to(dtype)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            scale = s.to(dtype)
-            grad_x = (p_active * scale[:r]) @ V_active.to(dtype)
-            if V_frozen.shape[0]:
-                grad_x.addmm_(p_frozen * scale[r:], V_frozen.to(dtype))
-        grads = grad_s.to(s.dtype), grad_U.to(U_active.dtype), grad_V.to(V_active.dtype)
-        return grad_x, *grads, None, None, None
-
-
-class _DenseRoute(torch.autograd.Function):
-    """y = x Wᵀ with W built for the call, and the factors' gradients read off M = gyᵀ x.
-
-    6 B m n + about 4 m n k operations; M (m, n) exists only inside the layer's backward pass.
-    Kept for the backward pass: x (B, n) and W (m, n).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,  # (B, n)
-        s: Tensor,  # (k,)
-        U_active: Tensor,  # (r, m)
-        V_active: Tensor,  # (r, n)
-        U_frozen: Tensor,  # (k − r, m)
-        V_frozen: Tensor,  # (k − r, n)
-        enhanced: bool,
-    ) -> Tensor:  # (B, m)
-        r, dtype = U_active.shape[0], x.dtype
-        W = U_active.mT.to(dtype) @ (V_active * s[:r, None]).to(dtype)
-        if U_frozen.shape[0]:
-            W.addmm_(U_frozen.mT.to(dtype), (V_frozen * s[r:, None]).to(dtype))
-        ctx.save_for_backward(x, W, s, U_active, V_active, U_frozen, V_frozen)
-        ctx.enhanced = enhanced
-        return x @ W.mT
-
-    @staticmethod
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, s, U_active, V_active, U_frozen, V_frozen = ctx.saved_tensors
-        r, dtype = U_active.shape[0], x.dtype
-        gy = gy.to(dtype)
-        M = gy.mT @ x  # (m, n), the gradient of W
-        grad_U = V_active.to(dtype) @ M.mT  # (r, m)
-        frozen = V_frozen.to(dtype) @ M.mT  # (k − r, m)
-        grad_V = U_active.to(dtype) @ M  # (r, n)
-        grad_s = torch.cat((_row_dots(U_active, grad_U), _row_dots(U_frozen, frozen)))
-        if not ctx.enhanced:
-            grad_U, grad_V = grad_U * s[:r, None].to(dtype), grad_V * s[:r, None].to(dtype)
-        grad_x = gy @ W if ctx.needs_input_grad[0] else None
-        grads = grad_s.to(s.dtype), grad_U.to(U_active.dtype), grad_V.to(V_active.dtype)
-        return grad_x, *grads, None, None, None
-
-
-def _column_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product of every pair of columns, summed in at least float32."""
-    total = torch.float64 if a.dtype == torch.float64 else torch.float32
-    return (a * b).sum(0, dtype=total)
-
-
-def _row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Dot product of every pair of rows, summed in at least float32."""
-    total = torch.float64 if b.dtype == torch.float64 else torch.float32
-    return (a.to(b.dtype) * b).sum(1, dtype=total)
+@torch.no_grad()
+def project(vectors: list[Tensor], singular_values: list[Tensor]) -> None:
+    """Rows of all `vectors` back to unit length, all s ≥ 0, in place; rows that are zero stay zero."""
+    norms: list[Tensor] = [torch.linalg.vector_norm(p, dim=1, keepdim=True) for p in vectors]
+    torch._foreach_clamp_min_(norms, max(torch.finfo(norm.dtype).tiny for norm in norms))
+    torch._foreach_div_(vectors, norms)
+    torch._foreach_clamp_min_(singular_values, 0.0)
