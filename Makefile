@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 RUNS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types benchmark clean
+.PHONY: help demo test test-all lint types benchmark benchmark-speed clean
 
 help:  ## print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.train  ## compare five methods on the built-in corpus (a few minutes)
 	$(BIN)/python -m spectrain demo --out $(RUNS)/demo
@@ -29,6 +29,9 @@ types: $(VENV)/.dev  ## check types
 benchmark: $(VENV)/.train  ## rerun the committed experiment (hours; continues where it was)
 	$(BIN)/python benchmarks/pretraining.py stdlib
 
+benchmark-speed: $(VENV)/.bench  ## time every method's training step, write benchmarks/results/speed.md
+	$(BIN)/python benchmarks/speed.py
+
 # Each of these installs pinned versions once, and again when the pins or the extras change.
 $(VENV)/.train: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +44,10 @@ $(VENV)/.test: $(VENV)/.train
 
 $(VENV)/.dev: $(VENV)/.test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.train
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,bench]'
 	@touch $@
 
 clean:  ## remove the environment and all runs

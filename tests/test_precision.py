@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
-from cases import PERIOD, every_default, every_method
+from cases import CASES, PERIOD, every_default, every_method
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -100,3 +102,15 @@ def test_a_compiled_model_trains_alike_without_graph_breaks(method, autocast):
             torch.testing.assert_close(
                 value, eager[1][name], **rough, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize(
+    "method", [CASES[n] for n in ("sst", "sst-frozen-s", "sst-residual", "lora", "galore")], ids=str
+)
+def test_inductor_trains_alike(method):
+    compiled, eager = compiled_and_eager(method, "inductor", PERIOD + 2)
+    torch.testing.assert_close(
+        torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=1e-3, atol=1e-4
+    )

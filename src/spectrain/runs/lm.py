@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs.compare import Arm, Comparison, Plan, Trial, run_comparison
@@ -85,7 +87,8 @@ def _check(
 ) -> None:
     """Refuse now what a later trial could not start with, and show what all of them exchange."""
     options.find_device()
-    model = task.build_model().to("meta")
+    with torch.device("meta"):
+        model = task.build_model()
     covered = coverage(model, select(model, options.targets, options.excluded))
     for method in methods.values():
         for phase, _ in method.phases(options.steps):

@@ -8,5 +8,6 @@ tokenizer.py   byte-level BPE, and text into tokens
 corpus.py      the tokens of a source, cached
 batches.py     tokens into batches (training) and windows (evaluation)
 models.py      LLaMA and OPT by name, or any transformers causal language model
+loss.py        cross-entropy by chunks of tokens, without whole logits
 evaluate.py    exact loss and perplexity
 """

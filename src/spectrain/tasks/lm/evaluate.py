@@ -6,17 +6,17 @@ batches, as common evaluators take it, gives the tokens of a short last batch to
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from spectrain.errors import UsageError
+from spectrain.linalg import working
 from spectrain.tasks.lm.batches import windows
+from spectrain.tasks.lm.loss import Reduction, chunked_cross_entropy, decoder_and_head
+from spectrain.tasks.lm.models import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,25 @@ class Evaluation:
 def token_loss(
     model: nn.Module,
     token_ids: Tensor,  # (batch, T + 1), int64
-    reduction: Literal["mean", "sum", "none"] = "mean",
+    reduction: Reduction = "mean",
+    *,
+    chunk: int = 0,
 ) -> Tensor:  # a scalar, or (batch * T,) for "none"
     """Cross-entropy, in nats, of predicting each token but a row's first from those before it.
 
     The model is called as transformers' causal language models are, and returns `.logits`
-    (batch, T, vocabulary). The loss is taken in float32 whatever dtype they have.
+    (batch, T, vocabulary). The loss is taken in at least float32 whatever dtype they have.
+    chunk: tokens whose logits there are at a time; 0: all.
+
+    Raises UsageError if `chunk` is given and the model's logits are not its output head's alone.
     """
-    logits = model(input_ids=token_ids[:, :-1], use_cache=False).logits
-    targets = token_ids[:, 1:]
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+    inputs, targets = token_ids[:, :-1], token_ids[:, 1:].flatten()
+    if chunk:
+        decoder, head = decoder_and_head(model, inputs)
+        hidden = decoder(input_ids=inputs, use_cache=False).last_hidden_state
+        return chunked_cross_entropy(hidden.flatten(0, 1), head, targets, chunk, reduction)
+    logits = model(input_ids=inputs, use_cache=False).logits
+    return cross_entropy(working(logits.flatten(0, 1)), targets, reduction=reduction)
 
 
 @torch.no_grad()  # not inference_mode: its tensors must not outlive it, and caches keep some
@@ -57,33 +66,23 @@ def evaluate(
     max_tokens: int | None = None,
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
+    chunk: int = 0,
 ) -> Evaluation:
     """Loss on the first `max_tokens` of `tokens` (None: all), in evaluation mode.
 
-    `device` is the model's; `autocast` the dtype of mixed precision, None for none. The modules'
-    training flags are as before afterwards. Raises UsageError if there is no token to predict.
+    `device` is the model's; `autocast` the dtype of mixed precision, None for none; `chunk` as in
+    `token_loss`. The modules' training flags are as before afterwards. Raises UsageError if there is
+    no token to predict, or as `token_loss` does.
     """
     text = tokens[:max_tokens]
     if len(text) < 2:
         raise UsageError(f"an evaluation needs at least 2 tokens, not {len(text)}")
     total = 0.0
     count = 0
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for token_ids in windows(text, sequence_length, batch_size):
             with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-                losses = token_loss(model, token_ids.to(device), "none")
+                losses = token_loss(model, token_ids.to(device), "none", chunk=chunk)
             total += losses.cpu().double().sum().item()
             count += losses.numel()
     return Evaluation(loss=total / count, tokens=count)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Flags are restored module by module: a part may be kept in evaluation mode on purpose."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training

@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def build_model(
     sequence_length: int,
     overrides: Overrides | None = None,
     end_of_text: int | None = None,
+    gradient_checkpointing: bool = False,
+    weights: bool = True,
 ) -> nn.Module:
     """A transformers causal language model in training mode, float32, with SDPA attention.
 
@@ -93,9 +96,12 @@ def build_model(
     sequence_length: the longest input there will be.
     overrides: values for keys of the transformers configuration, as text or as numbers.
     end_of_text: the tokenizer's token that begins and ends a text, for later generation.
+    gradient_checkpointing: keep each block's input alone for the backward pass.
+    weights: False leaves safetensors weights unread, for who wants the shapes alone.
 
-    Random weights come from torch's global generator. Raises UsageError for a name, key or value
-    that cannot be, RunError if the hub does not answer.
+    Built on torch's default device: under `torch.device("meta")` there are no numbers in it. Random
+    weights come from torch's global generator. Raises UsageError for a name, key or value that
+    cannot be, RunError if the hub does not answer.
     """
     sizes = {"vocab_size": vocab_size}
     if end_of_text is not None:
@@ -103,20 +109,27 @@ def build_model(
     preset = PRESETS.get(name.lower())
     if preset is not None:
         sizes["max_position_embeddings"] = sequence_length
-        return _from_preset(preset, sizes, overrides or {})
-    folder = Path(name).expanduser()
-    if not folder.exists():
-        if not hub.could_be_hub_name(name) or "/" not in name:
-            raise UsageError(_no_such_model(name))
-        folder = hub.model_folder(name)
-    model = _from_folder(name, folder, sizes, overrides or {})
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and longest < sequence_length:
-        raise UsageError(
-            f"model {name!r} takes at most {longest:,} tokens at a time, less than the sequence "
-            f"length of {sequence_length:,}"
-        )
+        model = _from_preset(preset, sizes, overrides or {})
+    else:
+        model = _from_name(name, sizes, sequence_length, overrides or {}, weights)
+    if gradient_checkpointing:
+        _checkpoint_blocks(model)
     return model
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model without dropout and the like, within the context.
+
+    Flags are restored module by module: a part may be kept in evaluation mode on purpose.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def _from_preset(preset: Preset, sizes: dict[str, int], overrides: Overrides) -> nn.Module:
@@ -129,7 +142,27 @@ def _from_preset(preset: Preset, sizes: dict[str, int], overrides: Overrides) ->
     return _from_config(lambda: family(**settings), overrides)
 
 
-def _from_folder(name: str, folder: Path, sizes: dict[str, int], overrides: Overrides) -> nn.Module:
+def _from_name(
+    name: str, sizes: dict[str, int], sequence_length: int, overrides: Overrides, weights: bool
+) -> nn.Module:
+    folder = Path(name).expanduser()
+    if not folder.exists():
+        if not hub.could_be_hub_name(name) or "/" not in name:
+            raise UsageError(_no_such_model(name))
+        folder = hub.model_folder(name)
+    model = _from_folder(name, folder, sizes, overrides, weights)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and longest < sequence_length:
+        raise UsageError(
+            f"model {name!r} takes at most {longest:,} tokens at a time, less than the sequence "
+            f"length of {sequence_length:,}"
+        )
+    return model
+
+
+def _from_folder(
+    name: str, folder: Path, sizes: dict[str, int], overrides: Overrides, weights: bool
+) -> nn.Module:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -143,6 +176,8 @@ def _from_folder(name: str, folder: Path, sizes: dict[str, int], overrides: Over
     settings = _coerce(overrides, config.to_dict())
     if any(folder.glob("*.safetensors")):
         config.update(settings)
+        if not weights:
+            return _from_config(lambda: config, overrides)
         return _with_weights(name, folder, config, sizes["vocab_size"])
     if other := next(iter([*folder.glob("*.bin"), *folder.glob("*.pt")]), None):
         raise UsageError(
@@ -171,16 +206,18 @@ def _from_config(config: Callable[[], Any], overrides: Overrides) -> nn.Module:
 def _with_weights(name: str, folder: Path, config: Any, vocab_size: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
+    device = torch.get_default_device()
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with torch.device("cpu"):  # transformers does not load to meta
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except Exception as error:  # damaged files and wrong shapes fail in many ways there
         raise RunError(f"the weights of {name!r} do not load: {_one_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
@@ -194,8 +231,21 @@ def _with_weights(name: str, folder: Path, config: Any, vocab_size: int) -> nn.M
             f"{name!r} knows {embeddings:,} tokens and the corpus has {vocab_size:,}: tokenize it "
             f"with the model's own tokenizer (--tokenizer {name})"
         )
-    loaded: nn.Module = model
+    loaded: nn.Module = model.to(device)
+    loaded.tie_weights()  # type: ignore[operator]  # to meta, each of two tied weights goes alone
     return loaded.train()
+
+
+def _checkpoint_blocks(model: Any) -> None:
+    """Every transformer block under torch.utils.checkpoint, while training."""
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"{type(model).__name__} does not support gradient checkpointing in transformers: leave "
+            "--gradient-checkpointing out, and take a smaller --batch-size with a larger --accumulate"
+        )
+    # Some releases of transformers 5 have the older name alone, others warn of it.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _coerce(overrides: Overrides, existing: Mapping[str, Any]) -> dict[str, Any]:

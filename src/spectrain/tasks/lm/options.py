@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from spectrain.settings import check, option
 
+# Measured by benchmarks/cross_entropy.py: fewer tokens a chunk are slower, more take memory only.
+LOSS_CHUNK = 512
+
 
 @dataclass(frozen=True)
 class LanguageModelOptions:
@@ -30,6 +33,16 @@ class LanguageModelOptions:
     sequence_length: int = option(256, help="tokens a sequence", minimum=2)
     batch_size: int = option(16, help="sequences a backward pass", minimum=1)
     accumulate: int = option(1, help="backward passes an optimizer step", minimum=1)
+    loss_chunk: int = option(
+        LOSS_CHUNK,
+        help="tokens whose logits are in memory at a time, in the loss; 0: those of the whole batch",
+        minimum=0,
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        help="keep only the input of each transformer block for the backward pass, and compute the "
+        "rest again: much less memory, about a third more time",
+    )
     eval_tokens: int = option(
         65536, help="validation tokens to measure on during training", minimum=1
     )

@@ -52,6 +52,11 @@ class LanguageModelling:
         o = self.options
         return o.sequence_length * o.batch_size * o.accumulate
 
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        o = self.options
+        return o.accumulate, o.batch_size, o.sequence_length
+
     def build_model(self) -> nn.Module:
         return build_model(
             self.options.model,
@@ -59,6 +64,7 @@ class LanguageModelling:
             sequence_length=self.options.sequence_length,
             overrides=self.overrides,
             end_of_text=self.corpus.tokenizer.eos_token_id,
+            gradient_checkpointing=self.options.gradient_checkpointing,
         )
 
     @cached_property
@@ -75,7 +81,7 @@ class LanguageModelling:
         return list(torch.split(whole, self.options.batch_size))
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
-        return token_loss(model, batch)
+        return token_loss(model, batch, chunk=self.options.loss_chunk)
 
     def evaluate(
         self, model: nn.Module, split: str, *, thorough: bool, dtype: torch.dtype
@@ -89,6 +95,7 @@ class LanguageModelling:
             max_tokens=o.final_tokens if thorough else o.eval_tokens,
             device=next(model.parameters()).device,
             autocast=None if dtype == torch.float32 else dtype,
+            chunk=o.loss_chunk,
         ).loss
 
     @torch.no_grad()
