@@ -16,17 +16,18 @@ ROOT = Path(spectrain.__file__).parent
 # From the ground up; a part imports from its own floor and from those below.
 FLOORS = (
     {"errors", "papers"},
-    {"settings", "linalg"},
+    {"settings", "abstract", "linalg"},
     {"parametrizations", "initializers", "sampling"},
     {"method", "moments", "surgery", "attachment", "groups"},
     {"methods"},
+    {"memory"},
     {"__init__"},  # spectrain's public names
     {"tasks"},
     {"runs"},
     {"cli"},
     {"__main__"},
 )
-CORE = set().union(*FLOORS[:6])
+CORE = set().union(*FLOORS[:7])
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -99,4 +100,4 @@ def test_importing_the_core_imports_no_training_stack():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda p: p.name)
 def test_a_method_fits_on_a_few_pages(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 150
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 210

@@ -6,6 +6,7 @@ from spectrain import methods as _methods  # noqa: F401  (registers the methods)
 from spectrain.attachment import attach, detach
 from spectrain.errors import RunError, SpectrainError, UsageError
 from spectrain.groups import param_groups
+from spectrain.memory.plan import plan
 from spectrain.method import methods
 from spectrain.methods.full import FullRank
 from spectrain.methods.galore import GaLore
@@ -29,4 +30,5 @@ __all__ = [
     "merge",
     "methods",
     "param_groups",
+    "plan",
 ]

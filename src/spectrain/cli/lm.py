@@ -76,6 +76,8 @@ def _train_lm(out: Path, method: str, model_config: tuple[str, ...], **values: A
 def _summarise(
     console: Console, method: Method, result: dict[str, Any], out: Path, report: Path
 ) -> None:
+    from spectrain.runs.memory import beside
+
     sizes = result["bytes"]
     state = sum(sizes[part] for part in ("weights", "gradients", "optimizer"))
     rows = [
@@ -85,6 +87,7 @@ def _summarise(
         ("test perplexity", f"{math.exp(result['test_loss']):.2f}"),
         ("training time", f"{result['seconds']:.1f} s without evaluation"),
         ("training state", f"{state / 2**20:.1f} MiB (weights, gradients, optimizer)"),
+        *beside(result),
         ("trainable parameters", f"{result['trainable_parameters']:,}"),
         ("report", str(report)),
         ("next", f"spectrain merge {out} --out DIR"),
@@ -143,10 +146,10 @@ def _compare_lm(
     from spectrain.runs.terminal import render
     from spectrain.runs.view import Terminal
 
-    names = _words(methods)
+    names = words(methods)
     if len(set(names)) < len(names):
         raise UsageError(f"--methods {methods}: each method can stand there once")
-    chosen = {key: _arm(key, rank, values) for key in names}
+    chosen = {key: arm(key, rank, values) for key in names}
     grids = {key: _rates("--sweep-lr", sweep_lr) for key in chosen}
     for key in chosen:
         if own := values[f"{key}__sweep_lr"]:
@@ -179,7 +182,8 @@ def _compare_lm(
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _arm(key: str, rank: int, values: dict[str, Any]) -> Method:
+def arm(key: str, rank: int, values: dict[str, Any]) -> Method:
+    """The method `key` at the common rank, with the options that were given for it alone."""
     cls = registered().get(key)
     if cls is None:
         return method_from(key, {})  # raises, and suggests
@@ -256,12 +260,7 @@ def _load_task(
 ) -> LanguageModelling:
     from spectrain.tasks.lm.task import LanguageModelling
 
-    overrides = {}
-    for item in model_config:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise UsageError(f"--model-config {item!r}: give KEY=VALUE, as num_hidden_layers=2")
-        overrides[key] = value
+    overrides = overrides_from(model_config)
     options = built(LanguageModelOptions, values)
     with console.status("preparing the corpus") as status:
         task = LanguageModelling.load(options, overrides, progress=status.update)
@@ -273,13 +272,25 @@ def _load_task(
     return task
 
 
-def _words(text: str) -> list[str]:
+def overrides_from(model_config: tuple[str, ...]) -> dict[str, str]:
+    """The values of --model-config by key."""
+    overrides = {}
+    for item in model_config:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise UsageError(f"--model-config {item!r}: give KEY=VALUE, as num_hidden_layers=2")
+        overrides[key] = value
+    return overrides
+
+
+def words(text: str) -> list[str]:
+    """What stands between commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _rates(flag: str, text: str) -> list[float]:
     try:
-        return [float(word) for word in _words(text)]
+        return [float(word) for word in words(text)]
     except ValueError:
         raise UsageError(
             f"{flag} {text!r}: give numbers separated by commas, as 1e-3,4e-3"

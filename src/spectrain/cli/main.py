@@ -13,6 +13,7 @@ import click
 from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
 from spectrain.cli.lm import compare_lm, train_lm
+from spectrain.cli.plan import plan
 from spectrain.errors import SpectrainError
 
 EXIT_INTERRUPTED = 130
@@ -28,6 +29,7 @@ def cli() -> None:
     spectrain methods                                   what there is
     spectrain train lm --method sst --method.rank 64 --out runs/a
     spectrain compare lm --methods full,sst,lora --sweep-lr 1e-3,4e-3 --out runs/b
+    spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
 
     Every command that trains continues where it was when it is run again.
@@ -46,7 +48,7 @@ def compare() -> None:
 
 train.add_command(train_lm)
 compare.add_command(compare_lm)
-for _command in (demo, merge, list_methods):
+for _command in (demo, plan, merge, list_methods):
     cli.add_command(_command)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spectrain.abstract import is_abstract
 from spectrain.errors import SpectrainWarning
-from spectrain.linalg import random_basis, randomized_svd, subspace_step, svd
+from spectrain.linalg import leading_basis, random_basis, randomized_svd, subspace_step
 from spectrain.method import Card, Method, event_generator, register
 from spectrain.moments import Moments
 from spectrain.papers import GALORE
@@ -136,7 +136,7 @@ class GaLore(Method):
             return randomized_svd(gradient, self.rank, event_generator(layer, clock))[0]
         if self.projector == "subspace" and clock > 0:
             return subspace_step(gradient, layer.basis)
-        return svd(gradient)[0][: self.rank]
+        return leading_basis(gradient, self.rank)
 
     def schedule_text(self) -> str:
         return f"refresh every {self.refresh_every} steps"

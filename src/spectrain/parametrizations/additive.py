@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spectrain.linalg import working
-from spectrain.parametrizations.base import Factored, compute_dtype
+from spectrain.parametrizations.base import Factored, compute_dtype, thin_product
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -38,26 +38,18 @@ class Additive(Factored):
         return torch.addmm(working(self.base), working(self.B), working(self.A), alpha=self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._sum_is_cheaper(x):
-            rows = x.reshape(-1, self.in_features)
-            y = _SumProduct.apply(rows, self.base, self.A, self.B, self.bias, self.scale)  # type: ignore[no-untyped-call]
+        dtype = compute_dtype(x)
+        mixed = dtype != x.dtype or x.dtype == self.base.dtype == self.A.dtype
+        if mixed and not (self.dropout and self.training):
+            rows = x.reshape(-1, self.in_features).to(dtype)
+            y = _Product.apply(rows, self.base, self.A, self.B, self.bias, self.scale)  # type: ignore[no-untyped-call]
             whole: Tensor = y.view(*x.shape[:-1], self.out_features)
             return whole
+        # Dropout; or a half-precision model, whose update is formed in the precision of its factors.
         y = F.linear(x, self.base, self.bias)
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
         inner = F.linear(dropped.to(self.A.dtype), self.A)
         return y + (F.linear(inner, self.B) * self.scale).to(y.dtype)
-
-    def _sum_is_cheaper(self, x: Tensor) -> bool:
-        """True if W₀ + scale · B A is best built for the call: 4 m n r operations for 2 B r (m + n).
-
-        Not in half precision, where an update far smaller than W₀ would be rounded away.
-        """
-        m, n, tokens = self.out_features, self.in_features, x.numel() // self.in_features
-        dtypes = {compute_dtype(x), x.dtype, self.base.dtype, self.A.dtype}
-        full = len(dtypes) == 1 and dtypes <= {torch.float32, torch.float64}
-        dropping = bool(self.dropout) and self.training
-        return full and not dropping and 2 * m * n < tokens * (m + n)
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -65,11 +57,11 @@ class Additive(Factored):
         self.base.copy_(self.dense())
 
 
-class _SumProduct(torch.autograd.Function):
-    """y = x Wᵀ + b with W = W₀ + scale · B A built for the call, in forward and again in backward.
+class _Product(torch.autograd.Function):
+    """y = x (W₀ + scale · B A)ᵀ + b for T tokens.
 
-    4 T m n + 4 T r (m + n) + 4 m n r operations for T tokens; x Aᵀ is recomputed, and x (T, n) is all
-    that is kept for the backward pass.
+    4 T m n + 4 T r (m + n) + 4 m n r operations with the sum built for the call, in forward and again
+    in backward; 4 T m n + 8 T r (m + n) without it. x Aᵀ is recomputed, so x (T, n) is all that is kept.
     """
 
     @staticmethod
@@ -83,22 +75,38 @@ class _SumProduct(torch.autograd.Function):
         scale: float,
     ) -> Tensor:  # (T, m)
         ctx.save_for_backward(x, base, A, B)
-        ctx.scale = scale
-        return F.linear(x, torch.addmm(base, B, A, alpha=scale), bias)
+        ctx.scale, ctx.bias_dtype = scale, None if bias is None else bias.dtype
+        bias = None if bias is None else bias.to(x.dtype)
+        if _sum_is_cheaper(x, base):
+            return F.linear(x, torch.addmm(base, B, A, alpha=scale), bias)
+        y = F.linear(x, base.to(x.dtype), bias)
+        return y.addmm_(x @ A.mT.to(x.dtype), B.mT.to(x.dtype), alpha=scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, base, A, B = ctx.saved_tensors
-        (m, n), r, scale, tokens = base.shape, A.shape[0], ctx.scale, x.shape[0]
+        (m, n), r, scale, tokens, dtype = base.shape, A.shape[0], ctx.scale, x.shape[0], x.dtype
+        gy, a, b = gy.to(dtype), A.to(dtype), B.to(dtype)
         if 2 * m * n * (tokens + 2 * r) < 4 * tokens * r * (m + n):  # from about r = d/4
             M = gy.mT @ x
-            grad_A, grad_B = (B.mT @ M).mul_(scale), (M @ A.mT).mul_(scale)
+            grad_A, grad_B = b.mT @ M, M @ a.mT
         else:
-            grad_A = ((gy @ B).mT @ x).mul_(scale)
-            grad_B = (gy.mT @ (x @ A.mT)).mul_(scale)
+            grad_A, grad_B = thin_product(gy @ b, x), gy.mT @ (x @ a.mT)
         grad_x = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and _sum_is_cheaper(x, base):
             grad_x = gy @ torch.addmm(base, B, A, alpha=scale)
-        grad_bias = gy.sum(0) if ctx.needs_input_grad[4] else None
-        return grad_x, None, grad_A, grad_B, grad_bias, None
+        elif ctx.needs_input_grad[0]:
+            grad_x = (gy @ base.to(dtype)).addmm_(gy @ b, a, alpha=scale)
+        grad_bias = gy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[4] else None
+        factors = grad_A.mul_(scale).to(A.dtype), grad_B.mul_(scale).to(B.dtype)
+        return grad_x, None, *factors, grad_bias, None
+
+
+def _sum_is_cheaper(x: Tensor, base: Tensor) -> bool:
+    """4 m n r operations for the sum, against 4 T r (m + n) for products with the factors alone.
+
+    Never in half precision, where an update far smaller than W₀ would be rounded away.
+    """
+    m, n = base.shape
+    return x.dtype == base.dtype and x.dtype.itemsize >= 4 and m * n < x.shape[0] * (m + n)

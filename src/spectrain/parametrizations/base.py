@@ -190,6 +190,14 @@ def of_equal_shape(layers: Sequence[P], most_bytes: int = 2**26) -> list[list[P]
     return groups
 
 
+def thin_product(
+    a: Tensor,  # (B, r), r small
+    b: Tensor,  # (B, n)
+) -> Tensor:  # (r, n), contiguous
+    """aᵀ b, formed as (bᵀ a)ᵀ: 1.1 to 1.35 times as fast on a CPU (benchmarks/products.py)."""
+    return (b.mT @ a).mT.contiguous()
+
+
 def _state_loaded(layer: Parametrization, incompatible_keys: Any) -> None:
     """What the layer kept for the step it was in belongs to another state; loading is no training."""
     layer.loaded = True

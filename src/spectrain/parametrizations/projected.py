@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spectrain.abstract import is_abstract
 from spectrain.errors import UsageError
 from spectrain.linalg import working
-from spectrain.parametrizations.base import Factored, compute_dtype
+from spectrain.parametrizations.base import Factored, compute_dtype, thin_product
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -109,10 +109,9 @@ class Projected(Factored):
         rows = x.reshape(-1, self.in_features).to(dtype)
         if self.probe is not None and not torch.compiler.is_compiling():
             self._begin_anew()
-        weight = self.base if self.attached else self.dense()
-        frozen = weight.detach().to(dtype), self.basis
+        weight = self.base if self.attached else self.dense().detach()
         y: Tensor = _ProjectedGradient.apply(  # type: ignore[no-untyped-call]
-            rows, *frozen, self.R, self.bias, self.probe, self.side
+            rows, weight, self.basis, self.R, self.bias, self.probe, self.side
         )
         return y.view(*x.shape[:-1], self.out_features)
 
@@ -145,7 +144,7 @@ class _ProjectedGradient(torch.autograd.Function):
         ctx.save_for_backward(x, weight, basis)
         ctx.side, ctx.factor_dtype = side, R.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
@@ -153,8 +152,10 @@ class _ProjectedGradient(torch.autograd.Function):
         x, weight, basis = ctx.saved_tensors
         gy = gy.to(x.dtype)
         projector = basis.mT.to(x.dtype)
-        grad_R = (gy @ projector).mT @ x if ctx.side == "left" else gy.mT @ (x @ projector)
-        grad_x = gy @ weight if ctx.needs_input_grad[0] else None
+        left = ctx.side == "left"
+        grad_R = thin_product(gy @ projector, x) if left else gy.mT @ (x @ projector)
+        # Cast again, not kept: under autocast that would be a second copy of W until here.
+        grad_x = gy @ weight.to(x.dtype) if ctx.needs_input_grad[0] else None
         grad_bias = gy.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[4] else None
         dense = (gy.mT @ x).to(ctx.factor_dtype) if ctx.needs_input_grad[5] else None
         return grad_x, None, None, grad_R.to(ctx.factor_dtype), grad_bias, dense, None

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from spectrain.parametrizations.base import thin_product
+
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -85,7 +87,7 @@ class FactoredRoute(torch.autograd.Function):
         if z is None:
             z = x @ _stacked(V_active, V_frozen, dtype).mT
         p = gy @ _stacked(U_active, U_frozen, dtype).mT  # (B, k)
-        grad_U, grad_V = z[:, :r].mT @ gy, p[:, :r].mT @ x
+        grad_U, grad_V = thin_product(z[:, :r], gy), thin_product(p[:, :r], x)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = p @ _scaled(V_active, s_active, V_frozen, s_frozen, dtype)
@@ -182,7 +184,7 @@ class ActiveRoute(torch.autograd.Function):
             grad_s = (U.to(dtype) * grad_U).sum(1, dtype=_sums(dtype))
         else:
             p, z = gy @ U.mT.to(dtype), x @ V.mT.to(dtype)  # (B, r) each
-            grad_U, grad_V = z.mT @ gy, p.mT @ x
+            grad_U, grad_V = thin_product(z, gy), thin_product(p, x)
             grad_s = p.mul_(z).sum(0, dtype=_sums(dtype))
         vectors = _vector_gradients(grad_U, grad_V, s, U, V, ctx.enhanced)
         grad_x = None

@@ -17,8 +17,10 @@ from spectrain.errors import NonFiniteError, RunError, SpectrainWarning
 from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs import checkpoint
+from spectrain.runs.allocator import keep_freed_memory
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
+from spectrain.runs.memory import RunMemory, size_of
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
 from spectrain.runs.spectra import spectra
@@ -64,6 +66,9 @@ class Training:
         self.interval = Interval()
         self.gradient_bytes = 0
         self.bytes = {"weights": 0, "gradients": 0, "optimizer": 0}
+        self.memory = RunMemory(task, options, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
@@ -75,6 +80,7 @@ class Training:
             self.step, self.phase = found.step, state["phase"]
             self.first_loss, self.interval = state["first_loss"], Interval(**state["interval"])
             self.gradient_bytes, self.bytes = state["gradient_bytes"], state["bytes"]
+            self.memory.phases = state.get("memory", {})
             self.view.say(f"continuing {self.directory} from step {self.step}")
         elif passed_over:
             self.view.say(f"no intact checkpoint in {self.directory}: starting again from step 0")
@@ -111,6 +117,7 @@ class Training:
     def _enter_phase(self) -> None:
         method, _ = self.phases[self.phase]
         o = self.options
+        self.memory.begin(self.phase, method, self.model)
         apply(self.model, method, o.targets, o.excluded, report=self.view.say)
         self.model.to(self.device)
         self.optimizer = self._build_optimizer()
@@ -195,6 +202,11 @@ class Training:
             group["lr"] = rate * factor
         self.model.train()
         batches = self.task.micro_batches(self.step, self.options.seed)
+        with self.memory.watching(self.model, self.optimizer):
+            return self._train_on(batches)
+
+    def _train_on(self, batches: list[torch.Tensor]) -> torch.Tensor:
+        """One optimizer step; returns its mean loss."""
         total = torch.zeros((), device=self.device)
         low = self.dtype != torch.float32
         for batch in batches:
@@ -205,7 +217,7 @@ class Training:
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         if not self.gradient_bytes:
-            self.gradient_bytes = _bytes(p.grad for p in self.model.parameters())
+            self.gradient_bytes = size_of(p.grad for p in self.model.parameters())
         try:
             self.optimizer.step()
         except NonFiniteError:  # an event came before the next look at the loss
@@ -243,6 +255,7 @@ class Training:
             "interval": asdict(self.interval),
             "gradient_bytes": self.gradient_bytes,
             "bytes": self.bytes,
+            "memory": self.memory.phases,
         }
         saved = checkpoint.save(
             self.directory / "checkpoints",
@@ -282,8 +295,9 @@ class Training:
             "seconds_per_step": self.log.seconds_per_step(),
             "bytes": {
                 **self.bytes,
-                "device_peak": torch.cuda.max_memory_allocated() if cuda else None,
+                "device_peak": self.memory.highest_on_device() if cuda else None,
             },
+            "memory": self.memory.result(),
             "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "frozen_parameters": sum(p.numel() for p in parameters if not p.requires_grad),
             "method": self.method.settings(),
@@ -296,15 +310,6 @@ class Training:
 
     def _measure(self) -> None:
         """Keep the sizes of the phase whose weights, gradients and optimizer state are the largest."""
-        state = [t for entry in self.optimizer.state.values() for t in entry.values()]
-        sizes = {
-            "weights": _bytes([*self.model.parameters(), *self.model.buffers()]),
-            "gradients": self.gradient_bytes,
-            "optimizer": _bytes(t for t in state if isinstance(t, torch.Tensor)),
-        }
+        sizes = self.memory.measure(self.model, self.optimizer, self.gradient_bytes)
         if sum(sizes.values()) > sum(self.bytes.values()):
             self.bytes = sizes
-
-
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)

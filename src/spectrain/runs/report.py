@@ -15,6 +15,7 @@ from spectrain.runs.compare import (
     rate_text,
 )
 from spectrain.runs.files import read_json, read_rows, write_atomic
+from spectrain.runs.memory import beside
 from spectrain.runs.plots import plot_comparison, plot_run
 from spectrain.runs.summary import COLUMNS, summarise
 from spectrain.runs.trials import Trial, loss
@@ -198,6 +199,7 @@ def _run_summary(directory: Path, result: Mapping[str, Any] | None) -> dict[str,
     for name, size in (result.get("bytes") or {}).items():
         if size is not None:
             summary[f"memory: {name.replace('_', ' ')}"] = f"{size / 2**20:.1f} MiB"
+    summary |= {f"memory: {what}": text for what, text in beside(result)}
     summary["learning rate"] = rate_text(result.get("lr"))
     summary["seed"] = result.get("seed")
     return summary

@@ -21,6 +21,10 @@ class Task(Protocol):
     def units_per_step(self) -> int:
         """How many of them one optimizer step takes."""
 
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """Of one optimizer step: backward passes, sequences in each, tokens predicted in each of them."""
+
     def build_model(self) -> nn.Module:
         """A new model, initialised from torch's global random numbers."""
 

@@ -1,0 +1,1 @@
+"""What training needs in memory: measured while it runs, and planned before."""

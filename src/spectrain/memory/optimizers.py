@@ -1,0 +1,44 @@
+"""The optimizer a plan is made for: a class, its name, or a function that makes it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from spectrain.errors import UsageError
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
+
+
+def optimizer_maker(optimizer: str | type[Optimizer] | MakeOptimizer) -> MakeOptimizer:
+    """A function that makes the optimizer from its parameter groups; fused where the class has it."""
+    if isinstance(optimizer, str):
+        names = {
+            name.lower(): cls
+            for name, cls in vars(torch.optim).items()
+            if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
+        }
+        if optimizer.lower() not in names:
+            near = difflib.get_close_matches(optimizer.lower(), names, n=1)
+            hint = f"; did you mean {names[near[0]].__name__}?" if near else ""
+            raise UsageError(f"plan: torch.optim has no {optimizer!r}{hint}")
+        optimizer = names[optimizer.lower()]
+    if not isinstance(optimizer, type):
+        return optimizer
+    cls: Any = optimizer
+
+    def make(groups: list[dict[str, Any]]) -> Optimizer:
+        reason = ""
+        for fused in ({"fused": True}, {}):
+            try:  # with copies, since a constructor that fails has already written to the groups
+                made: Optimizer = cls([dict(group) for group in groups], **fused)
+                return made
+            except (TypeError, RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+        raise UsageError(f"plan: {cls.__name__} cannot be used here: {reason}")
+
+    return make
