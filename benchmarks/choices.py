@@ -33,7 +33,7 @@ from spectrain.tasks.lm.task import LanguageModelling
 
 HERE = Path(__file__).parent
 SMALL = {"num_hidden_layers": "2", "hidden_size": "64", "intermediate_size": "176"}
-WIDE = {"num_hidden_layers": "4", "hidden_size": "256", "intermediate_size": "688"}
+WIDE = {"num_hidden_layers": "2", "hidden_size": "128", "intermediate_size": "352"}
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,20 @@ def forms(rank: int, resample_every: int = 200, rounds: int = 4) -> dict[str, Me
     }
 
 
+PUBLISHED = GaLore(4, projector="svd", moments="keep")
 REFRESHES: dict[str, Method] = {
-    "published": GaLore(4),
-    "rotate": GaLore(4, moments="rotate"),
-    "subspace": GaLore(4, projector="subspace"),
-    "subspace-rotate": GaLore(4, projector="subspace", moments="rotate"),
-    "randomized": GaLore(4, projector="randomized"),
+    "published": PUBLISHED,
+    "rotate": replace(PUBLISHED, moments="rotate"),
+    "subspace": replace(PUBLISHED, projector="subspace"),
+    "subspace-rotate": replace(PUBLISHED, projector="subspace", moments="rotate"),
+    "randomized": replace(PUBLISHED, projector="randomized"),
 }
 
 STUDIES = {
     "sst-r4-750": Study("SST, d = 64, r = 4", forms(4), 750, 8e-3, SMALL),
     "sst-r16-1500": Study("SST, d = 64, r = 16", forms(16), 1500, 8e-3, SMALL),
     "sst-r4-3000": Study("SST, d = 64, r = 4", forms(4), 3000, 8e-3, SMALL),
-    "sst-r32-600": Study("SST, d = 256, r = 32", forms(32, 100), 600, 4e-3, WIDE, 8, 2),
+    "sst-d128-1500": Study("SST, d = 128, r = 16", forms(16), 1500, 8e-3, WIDE),
     "galore": Study("GaLore, d = 64, r = 4", REFRESHES, 3000, 1.6e-2, SMALL),
 }
 

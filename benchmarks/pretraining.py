@@ -33,6 +33,8 @@ OPTIONS = (
     # Periods are the papers' (200 steps), but a round is 4 iterations instead of k/r = 16, which would
     # be longer than the run: so there are 3 re-SVDs in 3,000 steps.
     *("--sst.iterations-per-round", "4"),
+    # The published refresh: an exact basis, moments left in the old coordinates.
+    *("--galore.projector", "svd", "--galore.moments", "keep"),
     *("--eval-every", "250", "--eval-tokens", "16384", "--final-tokens", "131072"),
     *("--checkpoint-every", "1000", "--keep", "1"),
 )

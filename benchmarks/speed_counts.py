@@ -50,7 +50,11 @@ def update(B: int, m: int, n: int, r: int) -> float:
 
 def lora(B: int, m: int, n: int, r: int) -> float:
     """The same, or token by token where a layer has few tokens for its size."""
-    return update(B, m, n, r) if 2 * m * n < B * (m + n) else peft_lora(B, m, n, r)
+    if 2 * m * n < B * (m + 2 * n):
+        return update(B, m, n, r)
+    inner = 2 * B * r * m  # shared by the gradients of A and of x
+    gradients = min(2 * B * m * n + 4 * m * n * r, 4 * B * r * (m + n) - inner)
+    return 4 * B * m * n + 4 * B * r * n + 2 * B * r * m + inner + gradients
 
 
 def galore(B: int, m: int, n: int, r: int) -> float:

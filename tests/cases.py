@@ -75,13 +75,13 @@ VARIANTS: dict[str, Method] = {
     "galore-reverse": _galore(side="reverse_std"),
     "galore-left": _galore(side="left"),
     "galore-right": _galore(side="right"),
+    "galore-published": _galore(projector="svd", moments="keep", refresh="same_step"),
     "galore-randomized": _galore(projector="randomized"),
-    "galore-subspace": _galore(projector="subspace"),
-    "galore-rotate": _galore(moments="rotate"),
+    "galore-svd": _galore(projector="svd"),
+    "galore-keep": _galore(moments="keep"),
     "galore-reset": _galore(moments="reset"),
     "galore-stagger": _galore(stagger=True, refresh_every=5),
     "galore-same-step": _galore(refresh="same_step"),
-    "galore-same-step-rotate": _galore(refresh="same_step", moments="rotate"),
 }
 
 CASES: dict[str, Method] = {name: small(cls) for name, cls in registered().items()} | VARIANTS

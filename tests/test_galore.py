@@ -18,7 +18,8 @@ T = 3
 
 
 def galore(**settings):
-    return GaLore(**{"rank": RANK, "refresh_every": T} | settings)
+    published = {"projector": "svd", "moments": "keep"}
+    return GaLore(**{"rank": RANK, "refresh_every": T} | published | settings)
 
 
 def rows_of(layer, matrix):
@@ -162,7 +163,7 @@ def test_full_rank_with_momentum_is_dense_if_moments_are_rotated(shape):
     def momentum(groups):
         return torch.optim.SGD([{**g, "weight_decay": 0.0} for g in groups], momentum=0.9)
 
-    settings = {"refresh_every": T, "scale": 1.0, "refresh": "same_step"}
+    settings = {"projector": "svd", "refresh_every": T, "scale": 1.0, "refresh": "same_step"}
     dense, _ = steered(None, shape, momentum, drift(shape))
     rotated, _ = steered(
         GaLore(min(shape), moments="rotate", **settings), shape, momentum, drift(shape)
@@ -264,6 +265,7 @@ def test_a_basis_waits_where_the_gradient_is_not_finite_or_missing():
 
 def test_every_departure_from_the_paper_is_labelled():
     assert galore(refresh="same_step").variations() == []
+    assert len(GaLore(RANK).variations()) == 3
     for settings in (
         {},
         {"projector": "subspace"},

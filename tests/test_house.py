@@ -18,7 +18,7 @@ FLOORS = (
     {"errors", "papers"},
     {"settings", "abstract", "linalg"},
     {"parametrizations", "initializers", "sampling"},
-    {"method", "moments", "surgery", "attachment", "groups"},
+    {"method", "moments", "surgery", "attachment", "groups", "optimizers"},
     {"methods"},
     {"memory"},
     {"__init__"},  # spectrain's public names

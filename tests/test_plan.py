@@ -20,12 +20,13 @@ import spectrain
 from spectrain import SST, FullRank, GaLore, LoRA, ReLoRA, UsageError
 from spectrain.cli.main import cli
 from spectrain.memory import rehearsal
+from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.memory.fit import largest
 from spectrain.memory.live import LiveBytes
-from spectrain.memory.optimizers import optimizer_maker
 from spectrain.memory.plan import in_words
-from spectrain.memory.rehearsal import checkpoint_blocks, next_token_loss
+from spectrain.memory.rehearsal import next_token_loss
 from spectrain.method import Method, registered
+from spectrain.optimizers import optimizer_maker
 
 BATCH, LENGTH, WORDS = 3, 24, 160
 WITHIN = 0.05

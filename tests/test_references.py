@@ -78,7 +78,8 @@ def ours(shape, steps, side, decay):
     model = start(shape)
     # galore-torch decays after the update, torch's AdamW before it: the same with a smaller scale.
     scale = ALPHA * (1 - LR * decay)
-    method = GaLore(RANK, refresh_every=T, scale=scale, side=side, refresh="same_step")
+    published = {"projector": "svd", "moments": "keep", "refresh": "same_step"}
+    method = GaLore(RANK, refresh_every=T, scale=scale, side=side, **published)
     spectrain.apply(model, method, report=None)
     groups = spectrain.param_groups(model, LR, weight_decay=decay)
     optimizer = torch.optim.AdamW(groups, betas=BETAS)

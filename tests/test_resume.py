@@ -32,7 +32,7 @@ METHODS = {key: small(cls) for key, cls in registered().items()} | {
     **{
         name: CASES[name] for name in ("sst-residual", "sst-bf16", "sst-sequential", "lora-dropout")
     },
-    **{name: CASES[name] for name in ("relora-prune-random", "galore-randomized", "galore-rotate")},
+    **{name: CASES[name] for name in ("relora-prune-random", "galore-randomized", "galore-keep")},
 }
 every_kind = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 

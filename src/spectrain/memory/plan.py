@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from spectrain.errors import UsageError
 from spectrain.memory.advice import next_to_switch_on
 from spectrain.memory.live import ACTIVATIONS, CACHED, FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS
-from spectrain.memory.optimizers import MakeOptimizer
 from spectrain.memory.rehearsal import LOGITS, STEP, Loss, Rehearsal, Setting, rehearse
 from spectrain.memory.segments import WORKSPACE
 from spectrain.method import Method
+from spectrain.optimizers import MakeOptimizer
 from spectrain.surgery import Targets
 
 NAMES = {

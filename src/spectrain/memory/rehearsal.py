@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 from spectrain.attachment import attach, detach
 from spectrain.errors import SpectrainError, SpectrainWarning, UsageError
 from spectrain.groups import param_groups
+from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.memory.clocks import busiest, cycle, fullest, special
 from spectrain.memory.fake import emptied, without_data
 from spectrain.memory.live import FROZEN, GRADIENTS, OPTIMIZER, WEIGHTS
-from spectrain.memory.optimizers import MakeOptimizer, optimizer_maker
 from spectrain.memory.segments import Profile, Segments, extrapolate
 from spectrain.method import Method
+from spectrain.optimizers import MakeOptimizer, optimizer_maker
 from spectrain.surgery import Targets, apply, parametrized
 
 LOGITS = "logits"  # arrays with a number for each word of the vocabulary: logits, their gradient …
@@ -178,22 +179,6 @@ class _Stage:
         for layer in self.layers:
             layer.clock = torch.tensor(clock)  # of known value, also without data
         attach(self.model, self.optimizer)
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Keep only what goes into each block, and compute the block again in the backward pass.
-
-    Raises UsageError if the model has no such switch, which is transformers'.
-    """
-    # Some releases of transformers 5 have the older name alone, others warn of it.
-    older: Any = getattr(model, "gradient_checkpointing_enable", None)
-    switch: Any = getattr(model, "activation_checkpointing_enable", older)
-    if switch is None or not getattr(model, "supports_gradient_checkpointing", True):
-        raise UsageError(
-            f"{type(model).__name__} has no gradient checkpointing to switch on (transformers' "
-            "gradient_checkpointing_enable)"
-        )
-    switch({"use_reentrant": False})
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

@@ -53,15 +53,16 @@ class GaLore(Method):
         choices=("std", "reverse_std", "left", "right"),
     )
     projector: str = option(
-        "svd",
-        help="basis from an exact SVD, a randomised one, or one subspace step from the old basis",
-        choices=("svd", "randomized", "subspace"),
+        "subspace",
+        help="basis from one subspace step from the old basis, an exact SVD (published) or a randomised "
+        "one",
+        choices=("subspace", "svd", "randomized"),
     )
     moments: str = option(
-        "keep",
-        help="Adam's moments at a refresh: kept as they are (published), rotated into the new "
-        "basis, or reset",
-        choices=("keep", "rotate", "reset"),
+        "rotate",
+        help="Adam's moments at a refresh: rotated into the new basis, kept as they are (published), or "
+        "reset",
+        choices=("rotate", "keep", "reset"),
     )
     refresh: str = option(
         "next_step",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from spectrain.errors import UsageError
+from spectrain.optimizers import optimizer_maker
 from spectrain.settings import check, option
 
 
@@ -77,28 +77,8 @@ class RunOptions:
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over `groups`; fused if its class and this device have that.
-
-        Raises UsageError for a name that torch.optim lacks, or an optimizer that refuses `groups`.
-        """
-        names = {
-            name.lower(): cls
-            for name, cls in vars(torch.optim).items()
-            if isinstance(cls, type) and issubclass(cls, Optimizer) and cls is not Optimizer
-        }
-        if self.optimizer.lower() not in names:
-            near = difflib.get_close_matches(self.optimizer.lower(), names, n=1)
-            hint = f"; did you mean {names[near[0]].__name__}?" if near else ""
-            raise UsageError(f"--optimizer: torch.optim has no {self.optimizer!r}{hint}")
-        cls: Any = names[self.optimizer.lower()]
-        reason = ""
-        for fused in ({"fused": True}, {}):
-            try:  # with copies, since a constructor that fails has already written to the groups
-                optimizer: Optimizer = cls([dict(group) for group in groups], **fused)
-                return optimizer
-            except (TypeError, RuntimeError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-        raise UsageError(f"--optimizer {cls.__name__} cannot be used here: {reason}")
+        """The optimizer over `groups`. Raises UsageError as `optimizer_maker` does."""
+        return optimizer_maker(self.optimizer, "--optimizer")(groups)
 
     def find_device(self) -> torch.device:
         """The device to train on. Raises UsageError if it is not there."""

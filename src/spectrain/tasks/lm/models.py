@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from spectrain.errors import RunError, UsageError
+from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.tasks.lm import hub
 
 # transformers is imported by the functions that need it: the command line reads PRESETS for its
@@ -113,7 +114,7 @@ def build_model(
     else:
         model = _from_name(name, sizes, sequence_length, overrides or {}, weights)
     if gradient_checkpointing:
-        _checkpoint_blocks(model)
+        checkpoint_blocks(model)
     return model
 
 
@@ -234,18 +235,6 @@ def _with_weights(name: str, folder: Path, config: Any, vocab_size: int) -> nn.M
     loaded: nn.Module = model.to(device)
     loaded.tie_weights()  # type: ignore[operator]  # to meta, each of two tied weights goes alone
     return loaded.train()
-
-
-def _checkpoint_blocks(model: Any) -> None:
-    """Every transformer block under torch.utils.checkpoint, while training."""
-    if not model.supports_gradient_checkpointing:
-        raise UsageError(
-            f"{type(model).__name__} does not support gradient checkpointing in transformers: leave "
-            "--gradient-checkpointing out, and take a smaller --batch-size with a larger --accumulate"
-        )
-    # Some releases of transformers 5 have the older name alone, others warn of it.
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _coerce(overrides: Overrides, existing: Mapping[str, Any]) -> dict[str, Any]:

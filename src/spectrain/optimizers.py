@@ -1,4 +1,4 @@
-"""The optimizer a plan is made for: a class, its name, or a function that makes it."""
+"""Optimizers by name, fused where torch has that."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from spectrain.errors import UsageError
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
 
-def optimizer_maker(optimizer: str | type[Optimizer] | MakeOptimizer) -> MakeOptimizer:
-    """A function that makes the optimizer from its parameter groups; fused where the class has it."""
+def optimizer_maker(
+    optimizer: str | type[Optimizer] | MakeOptimizer,
+    asked: str = "optimizer",  # who asks, as an error message names it
+) -> MakeOptimizer:
+    """A function that makes the optimizer from its parameter groups; fused if its class and the device
+    have that.
+
+    optimizer: a class, its name in torch.optim in any case, or such a function already. Raises
+    UsageError for a name that torch.optim lacks; so does the function if the groups are refused.
+    """
     if isinstance(optimizer, str):
         names = {
             name.lower(): cls
@@ -25,7 +33,7 @@ def optimizer_maker(optimizer: str | type[Optimizer] | MakeOptimizer) -> MakeOpt
         if optimizer.lower() not in names:
             near = difflib.get_close_matches(optimizer.lower(), names, n=1)
             hint = f"; did you mean {names[near[0]].__name__}?" if near else ""
-            raise UsageError(f"plan: torch.optim has no {optimizer!r}{hint}")
+            raise UsageError(f"{asked}: torch.optim has no {optimizer!r}{hint}")
         optimizer = names[optimizer.lower()]
     if not isinstance(optimizer, type):
         return optimizer
@@ -39,6 +47,6 @@ def optimizer_maker(optimizer: str | type[Optimizer] | MakeOptimizer) -> MakeOpt
                 return made
             except (TypeError, RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
-        raise UsageError(f"plan: {cls.__name__} cannot be used here: {reason}")
+        raise UsageError(f"{asked}: {cls.__name__} cannot be used here: {reason}")
 
     return make
