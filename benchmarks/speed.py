@@ -3,7 +3,7 @@
     python benchmarks/speed.py                 everything, results to benchmarks/results/speed.{md,json}
     python benchmarks/speed.py --quick         about a minute, printed only
     python benchmarks/speed.py --targets       what the targets need, and their table
-    python benchmarks/speed.py --only 60m-4096 ranks
+    python benchmarks/speed.py --only 60m-4096 ranks    these tables; the results keep the others
 
 All arms of a table take turns in one process and start from equal weights, so that only ratios within
 a table mean anything. Needs the `bench` extra.
@@ -57,13 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         tables.append(measure(plan, given.device, given.repetitions, given.compile))
         _say(speed_report.step_table(tables[-1]) + "\n")
     whole_run = not (given.quick or given.only or given.targets)
-    bytes_ = replaced_bytes(given.device) if whole_run or given.targets else {}
+    kept = _kept(tables) if given.only and not given.out else {}
+    tables = kept.get("tables", tables)
+    bytes_ = kept.get("bytes", {})
+    if whole_run or given.targets:
+        bytes_ = replaced_bytes(given.device)
     by_key: dict[str, dict[str, Any]] = {
         table["key"]: {row["arm"]: row for row in table["rows"]} for table in tables
     }
     results = {
-        "command": " ".join([speed_report.COMMAND, *(arguments or sys.argv[1:])]),
-        "minutes": (time.monotonic() - started) / 60,
+        "command": " ".join([speed_report.COMMAND, *([] if kept else arguments or sys.argv[1:])]),
+        "minutes": (time.monotonic() - started) / 60 + kept.get("minutes", 0.0),
         "machine": speed_report.machine(given.device),
         "targets": speed_report.targets({**by_key, "bytes": bytes_}),
         "tables": tables,
@@ -73,12 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         print(speed_report.target_table(results["targets"]))
     else:
         print(speed_report.markdown(results))
-    folder = given.out or (RESULTS if whole_run else None)
+    folder = given.out or (RESULTS if whole_run or kept else None)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, ensure_ascii=False)
         (folder / "speed.json").write_text(text + "\n", encoding="utf-8")
         (folder / "speed.md").write_text(speed_report.markdown(results), encoding="utf-8")
+    return results
+
+
+def _kept(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """The committed results with `tables` in place of those of the same keys."""
+    file = RESULTS / "speed.json"
+    if not file.is_file():
+        return {}
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    new = {table["key"]: table for table in tables}
+    results["tables"] = [new.get(table["key"], table) for table in results["tables"]]
     return results
 
 
@@ -164,9 +179,9 @@ def _events(
         f"{event.name} every {event.period}": event_seconds(event, feed, runs) / event.period
         for event in arm.events
     }
-    refresh = None
+    refresh = basis = None
     if arm.refreshing is not None:
-        refresh = refresh_seconds(arm, feed, runs)
+        refresh, basis = refresh_seconds(arm, feed, runs)
         listed[f"refresh every {arm.refresh_every}"] = refresh / arm.refresh_every
     amortised = sum(listed.values())
     share = amortised / (row["step_ms"] / 1e3 + amortised)
@@ -175,6 +190,7 @@ def _events(
         "events_share": share,
         "ratio_with_events": row["ratio"] + amortised / full_seconds,
         "refresh_ms": None if refresh is None else 1e3 * refresh,
+        "basis_ms": None if basis is None else 1e3 * basis,
     }
 
 

@@ -17,11 +17,10 @@ COMMAND = "python benchmarks/speed.py"
 PACKAGES = ("transformers", "peft", "galore-torch", "apollo-torch")
 
 NOTES = """\
-A step is forward, backward, the optimizer's step with the method's step rule, and zero_grad. Ratios are
-the median, over rounds, of a step's time over that of the full-rank step of the same round; every round
-has one step of every arm, in random order. `±` is half the distance between the quartiles of that
-ratio. *With events* adds what happens every so many steps, timed by itself and divided by its default
-period; *events* is their share of the run. *Counted* is the ratio of the floating-point operations of
+A step is forward, backward, the optimizer's step with the method's step rule, and zero_grad; times are
+medians over rounds, and ratios those of medians. Every round has one step of every arm, in random
+order. `±` is half the distance between the quartiles of the ratio round by round. *With events* adds
+what happens every so many steps, timed by itself and divided by its default period; *events* is their share of the run. *Counted* is the ratio of the floating-point operations of
 the linear layers alone. *Expected* is the ratio of the whole step that these operations let expect:
 full rank's own linear products, timed alone in the same rounds, times *counted*; full rank's remainder
 (attention, norms, activations) as it is; its optimizer's time by numbers trained. *Above* is how far
@@ -77,7 +76,9 @@ def step_table(table: dict[str, Any]) -> str:
         f"({table['repeated']} more rounds were left out)."
     )
     refreshes = [
-        f"{row['title']} {row['refresh_ms']:.0f} ms" for row in table["rows"] if row["refresh_ms"]
+        f"{row['title']} {row['refresh_ms']:.0f} ms ({row['basis_ms']:.0f} ms in the update)"
+        for row in table["rows"]
+        if row["refresh_ms"]
     ]
     if refreshes:
         text += f" A refresh adds: {', '.join(refreshes)}."

@@ -66,11 +66,14 @@ class Samples:
         return Step(*(self.typical(lambda i, n=n: getattr(self.steps[i], n)) for n in names))
 
     def ratio(self, other: Samples) -> float:
-        """Step time over that of `other` in the same round, the typical one."""
-        return self.typical(lambda i: self.steps[i].total / other.steps[i].total)
+        """Typical step time over that of `other`: a ratio of medians.
+
+        Single steps are disturbed now and then, in either arm; a median of ratios would take in both.
+        """
+        return self.seconds().total / other.seconds().total
 
     def spread(self, other: Samples) -> float:
-        """Half the distance between the quartiles of that ratio, over its median."""
+        """Half the distance between the quartiles of the ratio round by round, over its median."""
         ratios = [step.total / other.steps[i].total for i, step in self.steps.items()]
         if len(ratios) < 2:
             return 0.0
@@ -189,17 +192,19 @@ def _covers(kept: Sequence[int], rounds: int, cycle: int) -> bool:
     )
 
 
-def refresh_seconds(arm: Arm, feed: Feed, pairs: int) -> float:
-    """What a refresh adds to a step: steps with and without one, in turn."""
+def refresh_seconds(arm: Arm, feed: Feed, pairs: int) -> tuple[float, float]:
+    """What a refresh adds to a step, and what of it to the update: steps with and without one, in turn.
+
+    In the update a basis is made. The rest is the dense gradient that it is made from, where the
+    method does not form that in every step.
+    """
     assert arm.refreshing is not None
     for _ in range(2):  # the first refresh of all starts from nothing
         train_step(arm.refreshing, feed)
     with _no_collection():
-        added = [
-            train_step(arm.refreshing, feed).total - train_step(arm, feed).total
-            for _ in range(pairs)
-        ]
-    return max(0.0, median(added))
+        steps = [(train_step(arm.refreshing, feed), train_step(arm, feed)) for _ in range(pairs)]
+    added = max(0.0, median(refreshing.total - plain.total for refreshing, plain in steps))
+    return added, max(0.0, median(refreshing.update - plain.update for refreshing, plain in steps))
 
 
 def event_seconds(event: TimedEvent, feed: Feed, runs: int) -> float:

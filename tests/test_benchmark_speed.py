@@ -147,7 +147,7 @@ def test_every_target_names_a_table_and_an_arm_of_the_plan():
     rows = {plan.key: {key for key, _ in plan.arms} for plan in speed_plan.TABLES}
     rows["bytes"] = {"full", "sst", "residual"}
     column = dict.fromkeys(
-        ("ratio", "ratio_with_events", "refresh_ms", "deviation", "events_share"), 1.0
+        ("ratio", "ratio_with_events", "basis_ms", "deviation", "events_share"), 1.0
     )
     tables = {key: dict.fromkeys(arms, column) for key, arms in rows.items()}
     assert all(target.measured(tables) == 1.0 for target in speed_plan.TARGETS)

@@ -260,7 +260,7 @@ def drop_file(folder):
 
 
 def garble_manifest(folder):
-    (folder / "manifest.json").write_text('{"format": 1, "files": {}}')
+    (folder / "manifest.json").write_text('{"format": 2, "files": {}}')
 
 
 def age(folder):

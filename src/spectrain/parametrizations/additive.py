@@ -91,7 +91,7 @@ class _Product(torch.autograd.Function):
         gy, a, b = gy.to(dtype), A.to(dtype), B.to(dtype)
         summed = _sum_is_cheaper(x, base)
         through_M = 2 * m * n * (tokens + 2 * r) < 4 * tokens * r * (m + n)  # from about r = d/4
-        inner = gy @ b if not (summed and through_M) else None  # (T, r)
+        inner = gy @ b if not (summed and through_M) else gy[:, :0]  # (T, r)
         if through_M:
             M = gy.mT @ x
             grad_A, grad_B = b.mT @ M, M @ a.mT

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from spectrain.errors import RunError
 from spectrain.runs.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json")
 
 
