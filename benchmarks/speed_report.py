@@ -20,7 +20,8 @@ NOTES = """\
 A step is forward, backward, the optimizer's step with the method's step rule, and zero_grad; times are
 medians over rounds, and ratios those of medians. Every round has one step of every arm, in random
 order. `±` is half the distance between the quartiles of the ratio round by round. *With events* adds
-what happens every so many steps, timed by itself and divided by its default period; *events* is their share of the run. *Counted* is the ratio of the floating-point operations of
+what happens every so many steps, timed by itself and divided by its default period;
+*events* is their share of the run. *Counted* is the ratio of the floating-point operations of
 the linear layers alone. *Expected* is the ratio of the whole step that these operations let expect:
 full rank's own linear products, timed alone in the same rounds, times *counted*; full rank's remainder
 (attention, norms, activations) as it is; its optimizer's time by numbers trained. *Above* is how far
