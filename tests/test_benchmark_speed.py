@@ -28,7 +28,7 @@ class Multiplications(TorchDispatchMode):
         self.operations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (aten.mm.default, aten.addmm.default, aten.addmm_.default):
+        if func in (aten.mm.default, aten.mm.out, aten.addmm.default, aten.addmm_.default):
             a, b = args[-2:]
             self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
         assert func not in (aten.bmm.default, aten.baddbmm.default), "count these, too"

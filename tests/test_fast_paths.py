@@ -293,3 +293,61 @@ def test_the_factored_routes_blocks_of_tokens_add_up(monkeypatch):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_w_follows_factors_that_are_exchanged_for_a_call(builds):
+    """torch.func.functional_call frees what it was given: another tensor may lie there next time."""
+    layer = Training(SST(RANK)).model.square
+    x, s = torch.randn(50, 8), layer.s_active.detach().clone()
+    ys = [
+        torch.func.functional_call(layer, {"s_active": s * f}, (x,)).detach() for f in range(1, 30)
+    ]
+    torch.testing.assert_close(ys[-1] - ys[0], 28 * (ys[1] - ys[0]), rtol=1e-3, atol=1e-4)
+    assert len({float(y.norm()) for y in ys}) == 29
+
+
+@pytest.mark.parametrize("tokens", [2, 60])
+@pytest.mark.parametrize(
+    "method", [SST(2), SST(2, residual=True), LoRA(2), GaLore(2)], ids=["sst", "res", "lora", "ga"]
+)
+def test_a_backward_pass_inside_autocast_is_not_rounded(method, tokens):
+    found = []
+    for inside in (False, True):
+        torch.manual_seed(0)
+        layer, _ = one_layer(method, (24, 6), dtype=torch.float32)
+        x = torch.randn(tokens, 6, requires_grad=True)
+        loss = layer(x).square().sum()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            loss.backward()
+        found.append([x.grad, *(p.grad for p in layer.factors().values())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_lora_keeps_no_copy_of_w_where_its_input_is_in_half_precision_already():
+    layer, _ = one_layer(LoRA(RANK), (96, 24), dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x = torch.randn(12, 24, dtype=torch.bfloat16, requires_grad=True)
+        assert saved_bytes(layer, x) == 0
+
+
+def test_frozen_singular_values_have_gradients_again_once_detached():
+    training = Training(SST(RANK, frozen_s_every=3)).run(0, 1)
+    spectrain.detach(training.model)
+    training.backward(1)
+    assert all(layer.s_frozen.grad is not None for layer in training.layers)
+
+
+def test_one_graph_serves_all_numbers_of_tokens():
+    torch._dynamo.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(1)
+        return graph.forward
+
+    layer, _ = one_layer(SST(RANK), (96, 24), dtype=torch.float32)
+    compiled = torch.compile(layer, backend=count, dynamic=True)
+    for tokens in (5, 6, 7, 9, 11):
+        compiled(torch.randn(tokens, 24, requires_grad=True)).sum().backward()
+    assert len(graphs) == 1

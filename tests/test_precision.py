@@ -114,3 +114,13 @@ def test_inductor_trains_alike(method):
     torch.testing.assert_close(
         torch.tensor(compiled[0]), torch.tensor(eager[0]), rtol=1e-3, atol=1e-4
     )
+
+
+@every_method
+def test_a_model_converted_after_apply_trains_past_its_events(method):
+    training = Training(method, attach=False)
+    training.model.to(torch.bfloat16)
+    training.dtype = torch.bfloat16
+    spectrain.attach(training.model, training.optimizer)
+    training.run(0, PERIOD + 2)
+    assert all(p.isfinite().all() for p in training.model.parameters())

@@ -229,7 +229,7 @@ def test_a_damaged_or_lost_config_is_said(tmp_path):
     with pytest.raises(RunError, match=r"config.json is damaged \(it is not JSON\)"):
         run(tmp_path, FullRank())
     (tmp_path / "config.json").write_text('{"format": 99, "method": {}}')
-    with pytest.raises(RunError, match="has format 99, and this version reads 1"):
+    with pytest.raises(RunError, match="has format 99, and this version reads 2"):
         run(tmp_path, FullRank())
     (tmp_path / "config.json").unlink()
     with pytest.raises(UsageError, match=r"has no config\.json"):
@@ -274,7 +274,7 @@ DAMAGES = {
     drop_manifest: "its manifest is missing",
     drop_file: "state.json is missing",
     garble_manifest: "its manifest cannot be read",
-    age: "it has format 0, and this version reads 1",
+    age: "it has format 0, and this version reads 2",
 }
 
 

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spectrain.linalg import working
-from spectrain.parametrizations.base import Factored, compute_dtype, thin_product
+from spectrain.parametrizations.base import (
+    Factored,
+    Gradients,
+    compute_dtype,
+    is_autocast,
+    own_backward,
+    thin_product,
+)
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -39,8 +45,8 @@ class Additive(Factored):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
-        mixed = dtype != x.dtype or x.dtype == self.base.dtype == self.A.dtype
-        if mixed and not (self.dropout and self.training):
+        one_dtype = is_autocast(x) or x.dtype == self.base.dtype == self.A.dtype
+        if one_dtype and not (self.dropout and self.training):
             rows = x.reshape(-1, self.in_features).to(dtype)
             y = _Product.apply(rows, self.base, self.A, self.B, self.bias, self.scale)  # type: ignore[no-untyped-call]
             whole: Tensor = y.view(*x.shape[:-1], self.out_features)
@@ -84,8 +90,8 @@ class _Product(torch.autograd.Function):
         return y.addmm_(x @ A.mT.to(x.dtype), B.mT.to(x.dtype), alpha=scale)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    @own_backward
+    def backward(ctx: Any, gy: Tensor) -> Gradients:
         x, base, A, B = ctx.saved_tensors
         (m, n), r, scale, tokens, dtype = base.shape, A.shape[0], ctx.scale, x.shape[0], x.dtype
         gy, a, b = gy.to(dtype), A.to(dtype), B.to(dtype)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from spectrain.linalg import working
 
@@ -207,9 +208,32 @@ def _state_loaded(layer: Parametrization, incompatible_keys: Any) -> None:
         layer.method.begin_step([layer], int(layer.clock))
 
 
+def is_autocast(x: Tensor) -> bool:
+    """True where autocast is on for the device of `x`."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype matrix products run in: autocast's where it is on, else the input's."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def own_backward(
+    backward: Callable[[Any, Tensor], Gradients],
+) -> Callable[[Any, Tensor], Gradients]:
+    """For the backward pass of an autograd.Function that says its dtypes itself.
+
+    Autocast is off in it, though `loss.backward()` be called inside; a second derivative is refused.
+    """
+
+    def guarded(ctx: Any, gy: Tensor) -> Gradients:
+        if not is_autocast(gy):
+            return backward(ctx, gy)
+        with torch.autocast(gy.device.type, enabled=False):
+            return backward(ctx, gy)
+
+    once: Callable[[Any, Tensor], Gradients] = once_differentiable(guarded)
+    return once

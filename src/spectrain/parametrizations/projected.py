@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spectrain.abstract import is_abstract
 from spectrain.errors import UsageError
 from spectrain.linalg import working
-from spectrain.parametrizations.base import Factored, compute_dtype, thin_product
+from spectrain.parametrizations.base import (
+    Factored,
+    Gradients,
+    compute_dtype,
+    own_backward,
+    thin_product,
+)
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -147,8 +152,8 @@ class _ProjectedGradient(torch.autograd.Function):
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    @own_backward
+    def backward(ctx: Any, gy: Tensor) -> Gradients:
         x, weight, basis = ctx.saved_tensors
         gy = gy.to(x.dtype)
         projector = basis.mT.to(x.dtype)

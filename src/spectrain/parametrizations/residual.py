@@ -72,4 +72,6 @@ class SpectralResidual(Factored):
         self.U_active.copy_(U[chosen])
         self.s_active.copy_(s[chosen])
         self.V_active.copy_(V[chosen])
-        self.base.copy_(W.addmm_(self.U_active.mT * self.s_active, self.V_active, alpha=-1))
+        # Of the factors as they were stored: what that rounded off goes into the base.
+        U, s, V = (working(p) for p in (self.U_active, self.s_active, self.V_active))
+        self.base.copy_(W.addmm_(U.mT * s, V, alpha=-1))

@@ -56,7 +56,9 @@ class Spectral(Factored):
         self.enhanced = enhanced
         self.recompute = recompute
         self.frozen_s_rest = False  # True in steps that leave frozen singular values alone
-        self.kept: tuple[tuple[object, ...], Tensor] | None = None  # what W was built from, and W
+        self.kept: tuple[object, list[Tensor], Tensor] | None = (
+            None  # the state W was built from; W
+        )
         U, s, V = svd(weight)
         frozen = frozen_dtype or self.weight_dtype
         self.s_active = nn.Parameter(s[:rank].clone())
@@ -114,10 +116,13 @@ class Spectral(Factored):
         with torch.no_grad():
             if not lasting or torch.compiler.is_compiling():
                 return built(parts, dtype)
-            key = dtype, *((id(p), p._version) for part in parts for p in part)
-            if self.kept is None or self.kept[0] != key:
-                self.kept = key, built(parts, dtype)
-            return self.kept[1]
+            # Storage and version tell a tensor's state; the aliases hold the storages, lest another
+            # tensor come to lie where one of them was.
+            tensors = [p for part in parts for p in part]
+            state = dtype, *((p.untyped_storage()._cdata, p._version) for p in tensors)
+            if self.kept is None or self.kept[0] != state:
+                self.kept = state, [p.detach() for p in tensors], built(parts, dtype)
+            return self.kept[2]
 
     def resting(self) -> tuple[nn.Parameter, ...]:
         return (self.s_frozen,) if self.frozen_s_rest else ()
@@ -127,6 +132,7 @@ class Spectral(Factored):
 
     def forget(self) -> None:
         self.kept = None
+        self.frozen_s_rest = False
 
     @torch.no_grad()
     def activate(

@@ -18,12 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from spectrain.parametrizations.base import thin_product
+from spectrain.parametrizations.base import Gradients, own_backward, thin_product
 
-Gradients = tuple[Tensor | None, ...]
 BLOCK = (
     1024  # tokens; the factored route's backward pass on a CPU takes 0.92 of the time so, or less
 )
@@ -82,7 +80,7 @@ class FactoredRoute(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @own_backward
     def backward(ctx: Any, gy: Tensor) -> Gradients:
         x, z, s_active, U_active, V_active, s_frozen, U_frozen, V_frozen = ctx.saved_tensors
         r, dtype = U_active.shape[0], x.dtype
@@ -93,12 +91,15 @@ class FactoredRoute(torch.autograd.Function):
         grad_U, grad_V = gy.new_zeros(gy.shape[1], r), x.new_zeros(x.shape[1], r)
         grad_s = s_active.new_zeros(U.shape[0], dtype=_sums(dtype))
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        # A block of tokens after the other: p and z stay in the cache while all is made of them.
-        # Not in half precision, where the sum over blocks would be rounded each time.
-        blocked = x.device.type == "cpu" and dtype.itemsize >= 4
-        block = BLOCK if blocked else max(1, x.shape[0])
-        for start in range(0, x.shape[0], block):
-            part = slice(start, start + block)
+        # A block of tokens after the other: p and z stay in the cache while all is made of them. Not in
+        # half precision, where the sum over blocks would be rounded each time, nor in a graph, which
+        # would be one for each number of tokens.
+        blocked = (
+            x.device.type == "cpu" and dtype.itemsize >= 4 and not torch.compiler.is_compiling()
+        )
+        starts = range(0, x.shape[0], BLOCK) if blocked else (0,)
+        for start in starts:
+            part = slice(start, start + BLOCK) if blocked else slice(None)
             g, own = gy[part], x[part]
             q = own @ V.mT if z is None else z[part]
             p = g @ U.mT  # (block, k)
@@ -139,7 +140,7 @@ class DenseRoute(torch.autograd.Function):
         return F.linear(x, W, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    @once_differentiable
+    @own_backward
     def backward(ctx: Any, gy: Tensor) -> Gradients:
         x, W, s_active, U_active, V_active, s_frozen, U_frozen, V_frozen = ctx.saved_tensors
         dtype = x.dtype
@@ -189,7 +190,7 @@ class ActiveRoute(torch.autograd.Function):
         return F.linear(x, weight.to(x.dtype), bias).addmm_(z, U.to(x.dtype))
 
     @staticmethod
-    @once_differentiable
+    @own_backward
     def backward(ctx: Any, gy: Tensor) -> Gradients:
         x, weight, s, U, V = ctx.saved_tensors
         dtype, (m, n), r = x.dtype, weight.shape, s.shape[0]
