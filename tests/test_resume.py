@@ -229,7 +229,7 @@ def test_a_damaged_or_lost_config_is_said(tmp_path):
     with pytest.raises(RunError, match=r"config.json is damaged \(it is not JSON\)"):
         run(tmp_path, FullRank())
     (tmp_path / "config.json").write_text('{"format": 99, "method": {}}')
-    with pytest.raises(RunError, match="has format 99, and this version reads 2"):
+    with pytest.raises(RunError, match="has format 99, and this version reads 1"):
         run(tmp_path, FullRank())
     (tmp_path / "config.json").unlink()
     with pytest.raises(UsageError, match=r"has no config\.json"):

@@ -56,9 +56,8 @@ class Spectral(Factored):
         self.enhanced = enhanced
         self.recompute = recompute
         self.frozen_s_rest = False  # True in steps that leave frozen singular values alone
-        self.kept: tuple[object, list[Tensor], Tensor] | None = (
-            None  # the state W was built from; W
-        )
+        # The state that W was built from, its storages, and W.
+        self.kept: tuple[object, object, Tensor] | None = None
         U, s, V = svd(weight)
         frozen = frozen_dtype or self.weight_dtype
         self.s_active = nn.Parameter(s[:rank].clone())
@@ -116,12 +115,13 @@ class Spectral(Factored):
         with torch.no_grad():
             if not lasting or torch.compiler.is_compiling():
                 return built(parts, dtype)
-            # Storage and version tell a tensor's state; the aliases hold the storages, lest another
+            # Storage and version tell a tensor's state; the storages are held, lest that of another
             # tensor come to lie where one of them was.
             tensors = [p for part in parts for p in part]
-            state = dtype, *((p.untyped_storage()._cdata, p._version) for p in tensors)
+            storages = [p.untyped_storage() for p in tensors]
+            state = dtype, *((s._cdata, p._version) for s, p in zip(storages, tensors, strict=True))
             if self.kept is None or self.kept[0] != state:
-                self.kept = state, [p.detach() for p in tensors], built(parts, dtype)
+                self.kept = state, storages, built(parts, dtype)
             return self.kept[2]
 
     def resting(self) -> tuple[nn.Parameter, ...]:
