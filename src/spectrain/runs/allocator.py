@@ -10,8 +10,8 @@ def keep_freed_memory() -> bool:
     """Have glibc keep what was freed instead of giving it back to the system; True if it will.
 
     A training step frees and takes the same activations again and again. Given back, each of their
-    pages is fetched and zeroed anew. The process holds its peak until it ends. Nothing is done elsewhere than on Linux with
-    glibc.
+    pages is fetched and zeroed anew. The process holds its peak until it ends. Nothing is done
+    elsewhere than on Linux with glibc.
     """
     if sys.platform != "linux":
         return False
