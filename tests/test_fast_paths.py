@@ -14,7 +14,7 @@ from toys import Training, batch, make_net, one_layer
 
 import spectrain
 from spectrain import SST, GaLore, LoRA
-from spectrain.parametrizations import spectral, spectral_products
+from spectrain.parametrizations import spectral
 from spectrain.parametrizations.base import of_equal_shape
 
 
@@ -277,22 +277,6 @@ def test_no_dense_gradient_is_formed_outside_a_refresh(monkeypatch):
         assert bool(dense & set(shapes)) is (step == 3)
         training.optimizer.step()
         training.optimizer.zero_grad()
-
-
-def test_the_factored_routes_blocks_of_tokens_add_up(monkeypatch):
-    monkeypatch.setattr(spectral, "dense_route_is_cheaper", lambda *a: False)
-    found = []
-    for block in (5, 1000):
-        monkeypatch.setattr(spectral_products, "BLOCK", block)
-        for recompute in (False, True):
-            torch.manual_seed(0)
-            layer, _ = one_layer(SST(RANK, recompute=recompute), (9, 6))
-            x = torch.randn(23, 6, dtype=torch.float64, requires_grad=True)
-            layer(x).square().sum().backward()
-            found.append([x.grad, *(p.grad for p in layer.factors().values())])
-    for other in found[1:]:
-        for a, b in zip(found[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_w_follows_factors_that_are_exchanged_for_a_call(builds):

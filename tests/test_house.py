@@ -16,12 +16,14 @@ ROOT = Path(spectrain.__file__).parent
 # From the ground up; a part imports from its own floor and from those below.
 FLOORS = (
     {"errors", "papers"},
-    {"settings", "abstract", "linalg"},
+    {"settings", "abstract", "linalg", "sharding"},
     {"parametrizations", "initializers", "sampling"},
-    {"method", "moments", "surgery", "attachment", "groups", "optimizers"},
+    {"method", "moments", "surgery", "checks", "distributed", "layerwise", "attachment"}
+    | {"groups", "optimizers"},
     {"methods"},
     {"memory"},
     {"__init__"},  # spectrain's public names
+    {"integrations"},
     {"tasks"},
     {"runs"},
     {"cli"},

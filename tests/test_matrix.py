@@ -230,7 +230,7 @@ def test_the_active_route_passes_gradcheck(tokens, adds, rank, shape):
     x = torch.randn(tokens, shape[1], dtype=torch.float64, requires_grad=True)
     parts = layer.s_active, layer.U_active, layer.V_active, layer.bias
     weight = (layer.base if adds else layer.dense()).detach()
-    y = ActiveRoute.apply(x, weight, *parts, False, adds)
+    y = ActiveRoute.apply(x, weight, *parts, None, False, adds)
     torch.testing.assert_close(y, F.linear(x, layer.dense(), layer.bias))
     cotangent = torch.randn_like(y)
     own = torch.autograd.grad(y, (x, *parts), cotangent)

@@ -6,6 +6,7 @@ from spectrain import methods as _methods  # noqa: F401  (registers the methods)
 from spectrain.attachment import attach, detach
 from spectrain.errors import RunError, SpectrainError, UsageError
 from spectrain.groups import param_groups
+from spectrain.layerwise import LayerWise
 from spectrain.memory.plan import plan
 from spectrain.method import methods
 from spectrain.methods.full import FullRank
@@ -19,6 +20,7 @@ __all__ = [
     "SST",
     "FullRank",
     "GaLore",
+    "LayerWise",
     "LoRA",
     "ReLoRA",
     "RunError",

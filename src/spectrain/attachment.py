@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spectrain import checks
+from spectrain.distributed import Processes, processes_of
 from spectrain.errors import SpectrainWarning, UsageError
-from spectrain.method import Method
+from spectrain.layerwise import BackwardSteps, LayerWise
+from spectrain.method import Event, Method
 from spectrain.moments import Moments
-from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.base import Parametrization, full_precision
+from spectrain.sharding import local
 from spectrain.surgery import parametrized
 
-_REFUSED = {
-    "LBFGS": "it evaluates the loss several times within a step, so a step has no single gradient",
-    "SparseAdam": "it takes sparse gradients only, and factors have dense ones",
-}
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 _ATTACHED: WeakSet[Attachment] = WeakSet()  # kept alive by the hooks on their optimizers
 
 
-def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None:
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    *,
+    layerwise: LayerWise | None = None,
+    process_group: ProcessGroup | None = None,
+) -> None:
     """From here on, `optimizer.step()` runs the step rule and events of the model's method.
 
     Takes one optimizer or several that step different parameters; accelerate's wrapper is looked
     through. Works with gradient accumulation, learning-rate schedulers (a rate scaled for a warm-up
-    is restored right after the step) and gradient scalers (a skipped step is no step).
+    is restored right after the step), gradient scalers (a skipped step is no step), and with several
+    processes: DistributedDataParallel and `fully_shard` are recognised at the first step; what is
+    drawn or decomposed is decided once, for all. `process_group` names the processes where neither is
+    there and gradients are averaged by hand.
+
+    layerwise: step each layer inside the backward pass, see `LayerWise`.
 
     Raises UsageError if nothing was applied, the model is attached already, a factor is in no or in
     two optimizers, factors share a group with ordinary parameters although their rate must be
@@ -40,7 +53,8 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None
     if is_attached(model):
         raise UsageError("attach: this model is attached already; call spectrain.detach first")
     many = optimizer if isinstance(optimizer, Sequence) else [optimizer]
-    _ATTACHED.add(Attachment(model, [_unwrap(o) for o in many]))
+    together = None if process_group is None else Processes(process_group)
+    _ATTACHED.add(Attachment(model, [_unwrap(o) for o in many], layerwise, together))
 
 
 def detach(model: nn.Module) -> None:
@@ -70,24 +84,29 @@ class Attachment:
     With several optimizers the clock ticks once all of them have stepped.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        layerwise: LayerWise | None,
+        processes: Processes | None,
+    ) -> None:
+        self.model, self.processes = model, processes
         self.layers = dict(parametrized(model))
         if not self.layers:
             raise UsageError(
                 "attach: no exchanged layers in this model; call spectrain.apply first"
             )
-        for optimizer in optimizers:
-            kind = type(optimizer).__name__
-            if kind in _REFUSED:
-                raise UsageError(f"attach: {kind} cannot be used, since {_REFUSED[kind]}")
+        checks.check_optimizers(optimizers)
         self.moments = Moments(optimizers)
-        self._check_membership(model, optimizers)
+        checks.check_membership(model, self.layers, optimizers)
         self.by_method: dict[Method, list[Parametrization]] = {}
         for layer in self.layers.values():
             self.by_method.setdefault(layer.method, []).append(layer)
         for layers in self.by_method.values():
             for index, layer in enumerate(layers):
                 layer.index, layer.peers = index, len(layers)
+        checks.check_groups(self.by_method, self.moments)
         self.drivers = _unique(
             self.moments.optimizer(p) for m in self.layers.values() for p in m.factors().values()
         )
@@ -95,8 +114,12 @@ class Attachment:
         self._waiting = {id(o) for o in self.drivers}
         self._begun: set[int] = set()
         self._scaled: list[tuple[dict[str, Any], Any]] = []
-        self._checked = False
-        self._check_groups()
+        self._joined = self._checked = False
+        self._backward = (
+            None
+            if layerwise is None
+            else BackwardSteps(model, self.layers, self.moments, layerwise, self._step_layer)
+        )
         self._resume()
         self._handles = [o.register_step_pre_hook(self._before) for o in self.drivers]
         self._handles += [o.register_step_post_hook(self._after) for o in self.drivers]
@@ -106,6 +129,10 @@ class Attachment:
     # --- hooks ---------------------------------------------------------------------------------
 
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._backward is not None and self._backward.stepping:
+            return args, kwargs
+        if checks.only_makes_state(optimizer):
+            return args, kwargs
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:
             # The step rule needs this step's gradients now; the optimizer gets the loss alone.
@@ -118,22 +145,36 @@ class Attachment:
         self._restore_rates()  # of a step that raised between the hooks
         if any(layer.loaded for layer in self.layers.values()):
             self._take_clock()
+        if self._backward is not None:
+            self._backward.refuse_scaler(optimizer)
         if _is_skipped(optimizer):
             return args, kwargs
         _unscale(optimizer)
-        first = len(self._waiting) == len(self.drivers)
-        if first and not self._checked:
-            self._check_gradients()
-        for method, layers in self.by_method.items():
-            if first:
-                with self._full_precision():
-                    method.before_update(layers, self.moments, self.clock)
-            factor = method.warmup_factor(self.clock)
-            if factor != 1.0:
-                self._scale_rates(optimizer, method, factor)
+        if len(self._waiting) == len(self.drivers):
+            self._begin_update()
+        if self._backward is None:
+            for method, layers in self.by_method.items():
+                self._scale_rates(optimizer, method, layers)
         return args, kwargs
 
+    def _begin_update(self) -> None:
+        """What comes once in a step, before the first optimizer's update."""
+        self._join()
+        if not self._checked:
+            checks.check_gradients(self.layers, self.trainable, self.moments, self._has_gradient)
+        if self._backward is not None:
+            self._backward.finish()
+            return
+        if self.processes is not None:
+            for layer in self.layers.values():
+                layer.reduce(self.processes.mean)
+        for method, layers in self.by_method.items():
+            with full_precision(layers[0].clock):
+                method.before_update(layers, self.moments, self.clock)
+
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._backward is not None and self._backward.stepping:
+            return
         # An optimizer whose step calls its parent class's runs the hooks of both: one step all the same.
         if _is_skipped(optimizer) or id(optimizer) not in self._begun:
             return
@@ -144,25 +185,47 @@ class Attachment:
             return
         self._waiting = {id(o) for o in self.drivers}
         if not self._checked:
-            self._check_states()
-        with self._full_precision():
-            for method, layers in self.by_method.items():
-                method.after_update(layers, self.moments, self.clock)
+            checks.check_states(self.by_method, self.moments)
+        with full_precision(next(iter(self.layers.values())).clock):
+            if self._backward is None:
+                for method, layers in self.by_method.items():
+                    method.after_update(layers, self.moments, self.clock)
             self._restore_rates()
             self.clock += 1
             torch._foreach_add_([layer.clock for layer in self.layers.values()], 1)
             for method, layers in self.by_method.items():
                 for event in method.events():
-                    due = [layer for layer in layers if event.is_due(layer, self.clock)]
-                    if due:
-                        event.action(due, self.moments, self.clock)
+                    if self._backward is None or not event.of_gradient:
+                        self._happen(event, layers, self.clock)
                 method.begin_step(layers, self.clock)
         self._checked = True
 
-    def _full_precision(self) -> AbstractContextManager[object]:
-        """Folds, merges and decompositions are not rounded, though the step be taken under autocast."""
-        kind = next(iter(self.layers.values())).clock.device.type
-        return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+    def _step_layer(self, layer: Parametrization, optimizer: Optimizer) -> None:
+        """The whole optimizer step of one layer, inside the backward pass."""
+        if layer.loaded:
+            self._take_clock()
+        self._join()
+        layer.release()
+        one = [layer]
+        if self.processes is not None:
+            layer.reduce(self.processes.mean)
+        self._backward.prepare(layer)  # type: ignore[union-attr]
+        with full_precision(layer.clock):
+            layer.method.before_update(one, self.moments, self.clock)
+            self._scale_rates(optimizer, layer.method, one)
+            optimizer.step()
+            layer.method.after_update(one, self.moments, self.clock)
+            self._restore_rates()
+            for event in layer.method.events():
+                if event.of_gradient:
+                    self._happen(event, one, self.clock + 1)
+
+    def _happen(self, event: Event, layers: Sequence[Parametrization], clock: int) -> None:
+        due = [layer for layer in layers if event.is_due(layer, clock) or event.waits(layer)]
+        if due and self.processes is not None:
+            self.processes.act(event.action, due, self.moments, clock)
+        elif due:
+            event.action(due, self.moments, clock)
 
     def _resume(self) -> None:
         """Begin the step that the layers' clocks stand at."""
@@ -184,11 +247,34 @@ class Attachment:
         for layer in self.layers.values():
             layer.loaded = False
 
+    def _join(self) -> None:
+        """Find the processes that train this model together; by the first step all wrappers are there."""
+        if self._joined:
+            return
+        self._joined = True
+        layers = list(self.layers.values())
+        self.processes = self.processes or processes_of(self.model, layers)
+        if self.processes is None:
+            return
+        self.processes.require_equal(
+            torch.stack([t for layer in layers for t in (layer.seed, layer.clock)]),
+            "the processes' layers have different seeds or clocks, so they would draw different "
+            "vectors: call torch.manual_seed with one seed everywhere before the model is built and "
+            "spectrain.apply, or load the same checkpoint",
+        )
+        if self._backward is not None:
+            self._backward.join(self.processes)
+
+    def _has_gradient(self, p: Tensor) -> bool:
+        return p.grad is not None or (self._backward is not None and self._backward.saw(p))
+
     def remove(self) -> None:
         """Undo what attaching did."""
         self._restore_rates()
         for handle in self._handles:
             handle.remove()
+        if self._backward is not None:
+            self._backward.remove()
         for layer in self.layers.values():
             layer.attached = False
             layer.forget()
@@ -204,9 +290,15 @@ class Attachment:
 
     # --- learning rates ------------------------------------------------------------------------
 
-    def _scale_rates(self, optimizer: Optimizer, method: Method, factor: float) -> None:
+    def _scale_rates(
+        self, optimizer: Optimizer, method: Method, layers: Sequence[Parametrization]
+    ) -> None:
+        factor = method.warmup_factor(self.clock)
+        if factor == 1.0:
+            return
         # Looked up anew each time: loading an optimizer's state dict replaces its group objects.
-        for group in self._groups(method):
+        groups = _unique(self.moments.group(p) for m in layers for p in m.factors().values())
+        for group in groups:
             if any(group is own for own in optimizer.param_groups):
                 self._scaled.append((group, group["lr"]))
                 group["lr"] = group["lr"] * factor
@@ -215,77 +307,6 @@ class Attachment:
         for group, rate in self._scaled:
             group["lr"] = rate
         self._scaled.clear()
-
-    def _groups(self, method: Method) -> list[dict[str, Any]]:
-        """The parameter groups that the method's factors are in."""
-        layers = self.by_method[method]
-        return _unique(self.moments.group(p) for m in layers for p in m.factors().values())
-
-    def _check_groups(self) -> None:
-        """A group shared with other parameters cannot be warmed up for the factors alone."""
-        for method, layers in self.by_method.items():
-            own = {id(p) for layer in layers for p in layer.factors().values()}
-            mixed = any(id(p) not in own for g in self._groups(method) for p in g["params"])
-            if mixed and any(method.warmup_factor(t) != 1.0 for t in _one_cycle(method, layers)):
-                raise UsageError(
-                    f"attach: {method.title} warms up the rate of its factors after events, but "
-                    "they share a parameter group with other parameters; build the optimizer from "
-                    "spectrain.param_groups(model, lr=…)"
-                )
-
-    # --- checks --------------------------------------------------------------------------------
-
-    def _check_membership(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        seen: dict[int, int] = {}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    seen[id(p)] = seen.get(id(p), 0) + 1
-        for name, layer in self.layers.items():
-            for factor, p in layer.factors().items():
-                if seen.get(id(p), 0) != 1:
-                    where = "no optimizer" if id(p) not in seen else "more than one optimizer"
-                    raise UsageError(
-                        f"attach: factor {factor} of {name} is in {where}; build the optimizer "
-                        "after spectrain.apply, from spectrain.param_groups(model, lr=…)"
-                    )
-        left = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in seen]
-        if left:
-            warnings.warn(
-                f"{len(left)} trainable parameters are in no optimizer and will not move: "
-                f"{_some(left)}",
-                SpectrainWarning,
-                stacklevel=4,
-            )
-
-    def _check_gradients(self) -> None:
-        """After the first backward pass: every trainable parameter must have had a gradient."""
-        resting = {id(p) for layer in self.layers.values() for p in layer.resting()}
-        expected = {n: p for n, p in self.trainable.items() if id(p) not in resting}
-        without = [n for n, p in expected.items() if p.grad is None and p in self.moments]
-        factors = {id(p) for layer in self.layers.values() for p in layer.factors().values()}
-        if factors and not any(
-            p.grad is not None for p in self.trainable.values() if id(p) in factors
-        ):
-            raise UsageError(
-                "no factor received a gradient in the first backward pass. With activation "
-                "checkpointing over frozen layers, call model.enable_input_require_grads() or use "
-                "use_reentrant=False"
-            )
-        if without:
-            warnings.warn(
-                f"{len(without)} trainable parameters had no gradient in the first backward pass: "
-                f"{_some(without)}",
-                SpectrainWarning,
-                stacklevel=4,
-            )
-
-    def _check_states(self) -> None:
-        """After the first step: refuse now, not at the first event, state that no event can edit."""
-        for method, layers in self.by_method.items():
-            if method.has_schedule:
-                for p in layers[0].factors().values():
-                    self.moments.require_editable(p)
 
 
 def _unwrap(optimizer: Any) -> Optimizer:
@@ -314,20 +335,11 @@ def _unscale(optimizer: Optimizer) -> None:
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     if scale is not None:
         gradients = [
-            p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None
+            local(p.grad) for g in optimizer.param_groups for p in g["params"] if p.grad is not None
         ]
         torch._foreach_div_(gradients, scale.to(gradients[0].device))
         optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
-def _one_cycle(method: Method, layers: Sequence[Parametrization]) -> range:
-    periods = [event.period(layers[0]) for event in method.events()]
-    return range(2 * max(periods, default=1))
-
-
 def _unique(items: Any) -> list[Any]:
     return list({id(item): item for item in items}.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

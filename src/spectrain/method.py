@@ -45,18 +45,31 @@ class Event:
     """Something that happens every so many optimizer steps, to all layers that are due at once.
 
     `action(layers, moments, clock)` runs after the step that brings the clock to a multiple of the
-    period, or that many steps after one as `offset` says; both may differ by layer. Events of a
-    method run in the order they are listed.
+    period, or that many steps after one as `offset` says; both may differ by layer. It also happens to
+    layers for which it `waits`: it was due and could not happen. Events of a method run in the order
+    they are listed.
+
+    Where several processes train one model, each calls `action` with its share of the layers, possibly
+    none, and gets the others' factors, buffers and moments: what is drawn or decomposed is decided once.
+    An event with `of_gradient` needs nothing but its layer's gradient: it may follow the layer's update
+    at once, before the other layers have theirs.
     """
 
     name: str  # in words: "re-SVD"
     period: Callable[[Parametrization], int]
     action: Callable[[Sequence[Parametrization], Moments, int], None]
     offset: Callable[[Parametrization], int] = lambda layer: 0
+    waits: Callable[[Parametrization], bool] = lambda layer: False
+    of_gradient: bool = False
 
     def is_due(self, layer: Parametrization, clock: int) -> bool:
         """True if it happens to `layer` after the step that brings the clock to `clock`."""
         return (clock - self.offset(layer)) % self.period(layer) == 0
+
+    def first(self, layer: Parametrization) -> int:
+        """After so many steps it happens to `layer` for the first time."""
+        period = self.period(layer)
+        return self.offset(layer) % period or period
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,10 @@ class Method:
         hooks = "begin_step", "before_update", "after_update"
         own = (getattr(type(self), hook) is not getattr(Method, hook) for hook in hooks)
         return bool(self.events()) or any(own)
+
+    def against_layerwise(self, accumulate: int) -> str | None:
+        """Why layers cannot be stepped inside the backward pass (`LayerWise`); None where they can."""
+        return None
 
     def phases(self, steps: int) -> list[tuple[Method, int]]:
         """How a run of `steps` is divided: (method, steps) in order, each with its own attach."""

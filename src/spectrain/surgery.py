@@ -17,6 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 from spectrain.errors import SpectrainWarning, UsageError
 from spectrain.method import Method
 from spectrain.parametrizations.base import Parametrization, is_transposed, linear_shape
+from spectrain.sharding import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 Targets = str | Sequence[str]
@@ -39,6 +40,11 @@ def apply(
     Raises UsageError, before anything is changed, if no layer matches (near names are suggested), a
     layer cannot be exchanged (tied weights, weights read by its parent), or the rank is impossible.
     """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise UsageError(
+            "apply: this model is wrapped in DistributedDataParallel already, which would not average "
+            "the gradients of new factors; call spectrain.apply first"
+        )
     matched = select(model, targets, exclude)
     rank = getattr(method, "rank", None)
     for name, linear in matched.items():
@@ -66,6 +72,12 @@ def merge(model: Model) -> Model:
     """
     from spectrain.attachment import detach, is_attached
 
+    if any(is_sharded(p) for p in model.parameters()):
+        raise UsageError(
+            "merge: this model is sharded over processes; take its full state dict "
+            "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True), "
+            "load it into an unsharded model after apply, and merge that one"
+        )
     layers = dict(parametrized(model))
     if not layers:
         raise UsageError("merge: this model has no exchanged layers (apply first; merge only once)")
@@ -129,6 +141,8 @@ def select(
                 f"{name}: its weight is computed from other parameters, as by weight_norm; "
                 f"exclude={name.split('.')[-1]!r} leaves it as it is"
             )
+        if is_sharded(module.weight):
+            raise UsageError(f"{name}: its weight is sharded already; call spectrain.apply first")
         if not module.weight.is_floating_point():
             raise UsageError(
                 f"{name}: its weight is stored as {module.weight.dtype}; only floating-point "

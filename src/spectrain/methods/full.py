@@ -31,3 +31,11 @@ class FullRank(Method):
 
     def parametrize(self, linear: nn.Module) -> Dense:
         return Dense(linear, self)
+
+    def against_layerwise(self, accumulate: int) -> str | None:
+        if accumulate > 1:
+            return (
+                "gradients that add up over backward passes would all exist together at full rank; "
+                "take one backward pass in a step, or a low-rank method"
+            )
+        return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from spectrain.abstract import is_abstract
 from spectrain.errors import SpectrainWarning
 from spectrain.linalg import leading_basis, random_basis, randomized_svd, subspace_step
-from spectrain.method import Card, Method, event_generator, register
+from spectrain.method import Card, Event, Method, event_generator, register
 from spectrain.moments import Moments
 from spectrain.papers import GALORE
 from spectrain.parametrizations.base import Parametrization
@@ -71,7 +71,8 @@ class GaLore(Method):
         choices=("next_step", "same_step"),
     )
     stagger: bool = option(
-        False, help="spread the layers' refreshes over the period: no step carries them all"
+        False,
+        help="spread the layers' refreshes, but for the first, over the period",
     )
 
     def parametrize(self, linear: nn.Module) -> Projected:
@@ -84,7 +85,7 @@ class GaLore(Method):
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
         for layer in cast(Layers, layers):
-            if self._is_due(layer, clock):
+            if self._wants_refresh(layer, clock):
                 layer.gather()
 
     def before_update(
@@ -102,13 +103,36 @@ class GaLore(Method):
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
             layer.fold(self.scale, decay=group["lr"] * group.get("weight_decay", 0.0))
-            if self.refresh == "next_step" and layer.gathered is not None:
-                self._refresh(layer, layer.gathered, moments, clock)
 
-    def _is_due(self, layer: Parametrization, clock: int) -> bool:
-        """All layers at once, or spread over the period; the first basis is random and serves one step."""
-        offset = layer.index * self.refresh_every // layer.peers if self.stagger else 0
-        return clock == 0 or clock % self.refresh_every == offset
+    def events(self) -> tuple[Event, ...]:
+        if self.refresh == "same_step":  # it comes before the update
+            return ()
+        return (
+            Event(
+                "refresh",
+                lambda layer: self.refresh_every,
+                self._refresh_all,
+                offset=lambda layer: self._offset(layer) + 1,
+                waits=lambda layer: cast(Projected, layer).probe is not None,
+                of_gradient=True,
+            ),
+        )
+
+    def _refresh_all(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
+        for layer in cast(Layers, layers):
+            if layer.gathered is not None:
+                self._refresh(layer, layer.gathered, moments, clock - 1)
+
+    def _offset(self, layer: Parametrization) -> int:
+        return layer.index * self.refresh_every // layer.peers if self.stagger else 0
+
+    def _wants_refresh(self, layer: Projected, clock: int) -> bool:
+        """True from a scheduled step on until it could be done; the first basis is random: at once."""
+        passed = clock - self._offset(layer)
+        scheduled = clock - passed % self.refresh_every if passed >= 0 else 0
+        if is_abstract(layer.refreshed_at):
+            return clock == scheduled
+        return layer.last_refresh < scheduled or layer.last_refresh < 0
 
     @torch.no_grad()
     def _refresh(self, layer: Projected, gradient: Tensor, moments: Moments, clock: int) -> bool:
@@ -121,23 +145,31 @@ class GaLore(Method):
                 warnings.warn(text, SpectrainWarning, stacklevel=2)
                 layer.discard()
                 return False
-        layer.forget()
+        is_first = clock == 0 if is_abstract(gradient) else layer.last_refresh < 0
         old = layer.basis.clone()
         side = gradient if layer.side == "left" else gradient.mT
-        layer.basis.copy_(self._leading(layer, side, clock))
-        if clock == 0 or self.moments == "reset":  # before step 0's refresh the basis was random
+        layer.take_basis(self._leading(layer, side, clock, is_first), clock)
+        if is_first or self.moments == "reset":  # the basis before the first was random
             moments.clear(layer.R)
         elif self.moments == "rotate":
             moments.rotate(layer.R, layer.basis @ old.mT, dim=0 if layer.side == "left" else 1)
         return True
 
-    def _leading(self, layer: Projected, gradient: Tensor, clock: int) -> Tensor:
+    def _leading(self, layer: Projected, gradient: Tensor, clock: int, is_first: bool) -> Tensor:
         """The r leading left singular vectors of `gradient` (a, ·), as rows (r, a)."""
         if self.projector == "randomized":
             return randomized_svd(gradient, self.rank, event_generator(layer, clock))[0]
-        if self.projector == "subspace" and clock > 0:
+        if self.projector == "subspace" and not is_first:
             return subspace_step(gradient, layer.basis)
         return leading_basis(gradient, self.rank)
+
+    def against_layerwise(self, accumulate: int) -> str | None:
+        if accumulate > 1 and not self.stagger:
+            return (
+                "at a refresh the dense gradients of all layers would add up together; "
+                "stagger=True spreads the refreshes, or take one backward pass in a step"
+            )
+        return None
 
     def schedule_text(self) -> str:
         return f"refresh every {self.refresh_every} steps"

@@ -129,14 +129,15 @@ class SST(Method):
         return layer
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
-        for layer in layers:
+        for layer in layers if self.frozen_s_every > 1 else ():
             if isinstance(layer, Spectral):
                 layer.frozen_s_rest = clock % self.frozen_s_every != 0
 
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
-        for layer in layers:  # with a gradient of zeros, not None, the momentum would move them
+        for layer in layers if self.frozen_s_every > 1 else ():
+            # With a gradient of zeros, not None, the momentum would move them.
             for s in layer.resting():
                 s.grad = None
 

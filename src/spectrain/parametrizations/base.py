@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -34,9 +35,6 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_transposed(linear) else (rows, columns)
 
 
-P = TypeVar("P", bound="Parametrization")
-
-
 class Parametrization(nn.Module):
     """One weight matrix W (m, n), kept in another form, with the bias of the layer it replaces.
 
@@ -62,13 +60,13 @@ class Parametrization(nn.Module):
         self.weight_dtype = weight.dtype
         self.weight_requires_grad = weight.requires_grad
         self.attached = False  # set by spectrain.attach
+        # Set by layer-wise stepping: called when a leaf that is no factor has its gradient.
+        self.accumulated: Callable[[Tensor], None] | None = None
         self.index, self.peers = 0, 1  # place among so many of its method's layers; set by attach
         self.loaded = False  # set when a state dict is loaded, until the attachment has seen it
         self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.bias = linear.bias  # type: ignore[assignment]
-        for (
-            hooks
-        ) in _HOOKS:  # the same dictionaries: hooks on the layer go on, here and after merge
+        for hooks in _HOOKS:  # the same dictionaries: they go on, here and after merge
             setattr(self, hooks, getattr(linear, hooks))
         self.train(linear.training)
         # The layer's own seed comes from torch's global generator: torch.manual_seed rules it all.
@@ -102,6 +100,10 @@ class Parametrization(nn.Module):
             if p.requires_grad and name != "bias"
         }
 
+    def leaves(self) -> tuple[Tensor, ...]:
+        """All that a backward pass gives a gradient to, for W's sake."""
+        return tuple(self.factors().values())
+
     def resting(self) -> tuple[nn.Parameter, ...]:
         """Factors that get no gradient in this step, by intention."""
         return ()
@@ -117,7 +119,7 @@ class Parametrization(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an attached layer is not attached, and its factors count as unchanged."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.attached = False
+        self.attached, self.accumulated = False, None
         self.forget()
         self.note_versions()
 
@@ -132,6 +134,9 @@ class Parametrization(nn.Module):
         """W (m, n) built explicitly, in at least float32."""
         raise NotImplementedError
 
+    def reduce(self, mean: Callable[[Tensor], None]) -> None:
+        """Average over processes, by `mean` in place, what was collected outside of `.grad`."""
+
     def release(self) -> None:
         """Drop what is kept only while gradients are computed; called before the optimizer's update."""
 
@@ -141,7 +146,7 @@ class Parametrization(nn.Module):
     def restore(self) -> nn.Module:
         """The original module again, with W as its weight in the original dtype."""
         linear = self.shell[0]
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.clock):
             weight = self.dense().to(self.weight_dtype)
         if self.transposed:
             weight = weight.mT
@@ -167,7 +172,11 @@ class Factored(Parametrization):
     @property
     def weight(self) -> Tensor:
         """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
-        return self.dense().detach().to(self.weight_dtype)
+        with full_precision(self.clock):
+            return self.dense().detach().to(self.weight_dtype)
+
+
+P = TypeVar("P", bound=Parametrization)
 
 
 def of_equal_shape(layers: Sequence[P], most_bytes: int = 2**26) -> list[list[P]]:
@@ -214,8 +223,14 @@ def is_autocast(x: Tensor) -> bool:
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype matrix products run in: autocast's where it is on, else the input's."""
-    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+    """The dtype matrix products run in: autocast's where it is on (but for float64), else the input's."""
+    lowered = is_autocast(x) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if lowered else x.dtype
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """A block without autocast on the device of `x`."""
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()
 
 
 Gradients = tuple[Tensor | None, ...]
@@ -230,9 +245,7 @@ def own_backward(
     """
 
     def guarded(ctx: Any, gy: Tensor) -> Gradients:
-        if not is_autocast(gy):
-            return backward(ctx, gy)
-        with torch.autocast(gy.device.type, enabled=False):
+        with full_precision(gy):
             return backward(ctx, gy)
 
     once: Callable[[Any, Tensor], Gradients] = once_differentiable(guarded)

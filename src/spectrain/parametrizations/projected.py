@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from spectrain.parametrizations.base import (
     own_backward,
     thin_product,
 )
+from spectrain.sharding import is_sharded, replicated
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -34,7 +36,11 @@ class Projected(Factored):
     While `gather` is on, the backward passes form the dense gradient too, for a refresh of the basis
     to be computed from: as the gradient of a leaf (m, n) that has no storage, so that autograd adds
     up micro-batches as it does for any other.
+
+    Buffer `refreshed_at`: number of the step whose gradient the basis is from, −1 for none.
     """
+
+    refreshed_at: Tensor
 
     def __init__(self, linear: nn.Module, method: Method, *, rank: int, side: str) -> None:
         """`side` is "left", "right", "std" (the shorter side of W) or "reverse_std" (the longer)."""
@@ -44,11 +50,15 @@ class Projected(Factored):
         shorter, longer = ("right", "left") if m >= n else ("left", "right")
         self.side = {"std": shorter, "reverse_std": longer}.get(side, side)
         self.probe: Tensor | None = None  # the leaf whose gradient the dense one is
+        # R as the optimizer has it: under fully_shard another tensor than in a forward pass.
+        self._stepped: tuple[nn.Parameter, ...] = ()
         self.base = self.parameter(weight, trainable=False)
         self.basis = nn.Parameter(
             weight.new_zeros(rank, m if self.side == "left" else n), requires_grad=False
         )
         self.R = nn.Parameter(weight.new_zeros((rank, n) if self.side == "left" else (m, rank)))
+        self._refreshed: int | None = None  # the buffer's value: looking there may stall a GPU
+        self.register_buffer("refreshed_at", torch.full((), -1, device=weight.device))
 
     def back(self) -> Tensor:
         """R in the coordinates of W (m, n)."""
@@ -65,12 +75,27 @@ class Projected(Factored):
     @torch.no_grad()
     def fold(self, scale: float, decay: float) -> None:
         """base ← (1 − decay) · base + scale · P R, then R ← 0."""
-        left, right = (self.basis.mT, self.R) if self.side == "left" else (self.R, self.basis)
+        R, basis = replicated(self.R), replicated(self.basis)
+        left, right = (basis.mT, R) if self.side == "left" else (R, basis)
         if self.base.dtype == self.R.dtype:  # in place, without a second matrix of W's size
             self.base.addmm_(left, right, beta=1 - decay, alpha=scale)
-        else:  # the product in R's precision, rounded once
+        else:  # the product in R's precision
             self.base.mul_(1 - decay).add_(left @ right, alpha=scale)
         self.R.zero_()
+
+    @property
+    def last_refresh(self) -> int:
+        """The value of `refreshed_at`."""
+        if self._refreshed is None:
+            self._refreshed = int(self.refreshed_at)
+        return self._refreshed
+
+    @torch.no_grad()
+    def take_basis(self, basis: Tensor, step: int) -> None:
+        """Hold `basis`, from the gradient of step number `step`."""
+        self.basis.copy_(basis)
+        self.refreshed_at.fill_(step)
+        self.forget()
 
     def gather(self) -> None:
         """Collect the dense gradient from here on, until `forget`."""
@@ -78,6 +103,18 @@ class Projected(Factored):
             zero = torch.zeros((), dtype=self.R.dtype, device=self.R.device)
             shape = self.out_features, self.in_features
             self.probe = zero.expand(shape).detach().requires_grad_()
+            self._stepped = (self.R,)
+            if self.accumulated is not None:
+                self.probe.register_post_accumulate_grad_hook(self.accumulated)
+
+    def reduce(self, mean: Callable[[Tensor], None]) -> None:
+        if self.probe is not None:
+            if self.probe.grad is None:  # a layer that another process may have used
+                self.probe.grad = self.probe.detach().clone(memory_format=torch.contiguous_format)
+            mean(self.probe.grad)
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        return (self.R,) if self.probe is None else (self.R, self.probe)
 
     @property
     def gathered(self) -> Tensor | None:
@@ -91,6 +128,11 @@ class Projected(Factored):
         """
         if self.gathered is None or self.R.grad is None or is_abstract(self.R):
             return
+        if is_sharded(self.R):
+            raise UsageError(
+                f"{self.method.title}: refresh='same_step' needs R's whole gradient before the update, "
+                "and fully_shard leaves a process a part of it; use refresh='next_step'"
+            )
         if not self.R.grad.isfinite().all():
             return
         expected = self.down(self.gathered)
@@ -108,6 +150,14 @@ class Projected(Factored):
 
     def forget(self) -> None:
         self.probe = None
+        self._refreshed = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.probe is not None:  # begun in another dtype or on another device
+            self.probe = None
+            self.gather()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
@@ -125,7 +175,7 @@ class Projected(Factored):
 
         (Under torch.compile it stays; an overflow's gradient is not finite, and a refresh waits then.)
         """
-        if torch.is_grad_enabled() and self.R.grad is None:
+        if torch.is_grad_enabled() and all(R.grad is None for R in self._stepped):
             self.discard()
 
 

@@ -51,7 +51,7 @@ class SpectralResidual(Factored):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(compute_dtype(x))
         factors = self.s_active, self.U_active, self.V_active
-        y = ActiveRoute.apply(rows, self.base, *factors, self.bias, self.enhanced, True)  # type: ignore[no-untyped-call]
+        y = ActiveRoute.apply(rows, self.base, *factors, self.bias, None, self.enhanced, True)  # type: ignore[no-untyped-call]
         whole: Tensor = y.view(*x.shape[:-1], self.out_features)
         return whole
 

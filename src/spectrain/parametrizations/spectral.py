@@ -22,6 +22,7 @@ from spectrain.parametrizations.spectral_products import (
     built,
     dense_route_is_cheaper,
 )
+from spectrain.sharding import local
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -91,7 +92,8 @@ class Spectral(Factored):
         frozen = self.s_frozen, self.U_frozen, self.V_frozen
         if self.frozen_s_rest and self.training:
             W = self._matrix(rows.dtype)
-            y = ActiveRoute.apply(rows, W, *active, self.bias, self.enhanced, False)  # type: ignore[no-untyped-call]
+            # s_frozen gets zeros, not None: several processes wait for every gradient.
+            y = ActiveRoute.apply(rows, W, *active, self.bias, self.s_frozen, self.enhanced, False)  # type: ignore[no-untyped-call]
         elif dense_route_is_cheaper(tokens, m, n, self.rank, training):
             W = self._matrix(rows.dtype)
             y = DenseRoute.apply(rows, W, *active, *frozen, self.bias, self.enhanced)  # type: ignore[no-untyped-call]
@@ -192,6 +194,7 @@ def redecompose(layers: Sequence[Spectral]) -> None:
 @torch.no_grad()
 def project(vectors: list[Tensor], singular_values: list[Tensor]) -> None:
     """Rows of all `vectors` back to unit length, all s ≥ 0, in place; rows that are zero stay zero."""
+    vectors, singular_values = [local(v) for v in vectors], [local(s) for s in singular_values]
     norms: list[Tensor] = [torch.linalg.vector_norm(p, dim=1, keepdim=True) for p in vectors]
     torch._foreach_clamp_min_(norms, max(torch.finfo(norm.dtype).tiny for norm in norms))
     torch._foreach_div_(vectors, norms)

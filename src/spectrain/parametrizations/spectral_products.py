@@ -22,10 +22,6 @@ from torch.nn import functional as F
 
 from spectrain.parametrizations.base import Gradients, own_backward, thin_product
 
-BLOCK = (
-    1024  # tokens; the factored route's backward pass on a CPU takes 0.92 of the time so, or less
-)
-
 
 def dense_route_is_cheaper(tokens: int, m: int, n: int, rank: int, training: bool) -> bool:
     """Compare both routes' operations: of forward and backward, or of an inference alone."""
@@ -85,30 +81,14 @@ class FactoredRoute(torch.autograd.Function):
         x, z, s_active, U_active, V_active, s_frozen, U_frozen, V_frozen = ctx.saved_tensors
         r, dtype = U_active.shape[0], x.dtype
         gy = gy.to(dtype)
-        U = _stacked(U_active, U_frozen, dtype)
-        V = _stacked(V_active, V_frozen, dtype) if z is None else V_frozen
-        scaled = _scaled(V_active, s_active, V_frozen, s_frozen, dtype)
-        grad_U, grad_V = gy.new_zeros(gy.shape[1], r), x.new_zeros(x.shape[1], r)
-        grad_s = s_active.new_zeros(U.shape[0], dtype=_sums(dtype))
-        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        # A block of tokens after the other: p and z stay in the cache while all is made of them. Not in
-        # half precision, where the sum over blocks would be rounded each time, nor in a graph, which
-        # would be one for each number of tokens.
-        blocked = (
-            x.device.type == "cpu" and dtype.itemsize >= 4 and not torch.compiler.is_compiling()
-        )
-        starts = range(0, x.shape[0], BLOCK) if blocked else (0,)
-        for start in starts:
-            part = slice(start, start + BLOCK) if blocked else slice(None)
-            g, own = gy[part], x[part]
-            q = own @ V.mT if z is None else z[part]
-            p = g @ U.mT  # (block, k)
-            grad_U.addmm_(g.mT, q[:, :r])
-            grad_V.addmm_(own.mT, p[:, :r])
-            if grad_x is not None:
-                torch.mm(p, scaled, out=grad_x[part])
-            grad_s += p.mul_(q).sum(0, dtype=_sums(dtype))
-        grad_U, grad_V = grad_U.mT.contiguous(), grad_V.mT.contiguous()
+        if z is None:
+            z = x @ _stacked(V_active, V_frozen, dtype).mT
+        p = gy @ _stacked(U_active, U_frozen, dtype).mT  # (B, k)
+        grad_U, grad_V = thin_product(z[:, :r], gy), thin_product(p[:, :r], x)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = p @ _scaled(V_active, s_active, V_frozen, s_frozen, dtype)
+        grad_s = p.mul_(z).sum(0, dtype=_sums(dtype))
         vectors = _vector_gradients(grad_U, grad_V, s_active, U_active, V_active, ctx.enhanced)
         grad_s = grad_s.to(s_active.dtype)
         bias = _bias_gradient(ctx, gy, 7)
@@ -175,10 +155,11 @@ class ActiveRoute(torch.autograd.Function):
         U: Tensor,
         V: Tensor,
         bias: Tensor | None,
+        resting: Tensor | None,  # (·,), a factor whose gradient is zero by intention
         enhanced: bool,
         adds: bool,
     ) -> Tensor:  # (B, m)
-        ctx.save_for_backward(x, weight, s, U, V)
+        ctx.save_for_backward(x, weight, s, U, V, resting)
         ctx.enhanced, ctx.adds = enhanced, adds
         ctx.bias_dtype = None if bias is None else bias.dtype
         bias = None if bias is None else bias.to(x.dtype)
@@ -192,9 +173,16 @@ class ActiveRoute(torch.autograd.Function):
     @staticmethod
     @own_backward
     def backward(ctx: Any, gy: Tensor) -> Gradients:
-        x, weight, s, U, V = ctx.saved_tensors
+        x, weight, s, U, V, resting = ctx.saved_tensors
         dtype, (m, n), r = x.dtype, weight.shape, s.shape[0]
         gy = gy.to(dtype)
+        grad_x = None
+        apart = ctx.needs_input_grad[0] and ctx.adds and not _adding_is_cheaper(x, weight)
+        if apart:
+            grad_x = gy @ weight.to(dtype)
+        elif ctx.needs_input_grad[0]:
+            grad_x = gy @ (_added(weight, s, U, V, dtype) if ctx.adds else weight)
+        p = None
         if 2 * m * n * (x.shape[0] + 2 * r) < 4 * x.shape[0] * r * (m + n):  # from about r = d/4
             M = gy.mT @ x
             grad_U, grad_V = V.to(dtype) @ M.mT, U.to(dtype) @ M
@@ -202,16 +190,14 @@ class ActiveRoute(torch.autograd.Function):
         else:
             p, z = gy @ U.mT.to(dtype), x @ V.mT.to(dtype)  # (B, r) each
             grad_U, grad_V = thin_product(z, gy), thin_product(p, x)
-            grad_s = p.mul_(z).sum(0, dtype=_sums(dtype))
+            grad_s = z.mul_(p).sum(0, dtype=_sums(dtype))
+        if grad_x is not None and apart:
+            p = gy @ U.mT.to(dtype) if p is None else p
+            grad_x.addmm_(p.mul_(s.to(dtype)), V.to(dtype))
         vectors = _vector_gradients(grad_U, grad_V, s, U, V, ctx.enhanced)
-        grad_x = None
-        if ctx.needs_input_grad[0] and ctx.adds and not _adding_is_cheaper(x, weight):
-            grad_x = gy @ weight.to(dtype)
-            grad_x.addmm_((gy @ U.mT.to(dtype)) * s.to(dtype), V.to(dtype))
-        elif ctx.needs_input_grad[0]:
-            grad_x = gy @ (_added(weight, s, U, V, dtype) if ctx.adds else weight)
         bias = _bias_gradient(ctx, gy, 5)
-        return grad_x, None, grad_s.to(s.dtype), *vectors, bias, None, None
+        rest = None if resting is None else torch.zeros_like(resting)
+        return grad_x, None, grad_s.to(s.dtype), *vectors, bias, rest, None, None
 
 
 def _stacked(active: Tensor, frozen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,175 @@
+"""Several processes that train one model: what they decide once, and what they average."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from spectrain.errors import RunError, UsageError
+from spectrain.moments import Moments
+from spectrain.parametrizations.base import Parametrization
+from spectrain.sharding import is_sharded, whole, write_back
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Action = Callable[[Sequence[Parametrization], Moments, int], None]
+
+
+class Processes:
+    """The processes of one group, each of which holds the model or a part of it."""
+
+    def __init__(self, group: ProcessGroup | None = None, wrapper: Any = None) -> None:
+        """`group`: torch's process group, None for the default one; `wrapper`: the model's, if any."""
+        self.group, self.wrapper = group, wrapper
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+
+    def mean(self, tensor: Tensor) -> None:
+        """Average `tensor` over the processes, in place."""
+        dist.all_reduce(tensor, group=self.group)
+        tensor.div_(self.size)
+
+    def any(self, flag: bool, device: torch.device | str) -> bool:
+        """True on every process if `flag` is on one of them."""
+        count = torch.tensor(float(flag), device=device)
+        dist.all_reduce(count, group=self.group)
+        return bool(count)
+
+    def share(self, tensor: Tensor, owner: int, device: torch.device) -> None:
+        """Overwrite `tensor` by that of the process `owner`; it crosses from and to `device`."""
+        sent = tensor.detach().to(device).contiguous()
+        source = owner if self.group is None else dist.get_global_rank(self.group, owner)
+        dist.broadcast(sent, source, group=self.group)
+        if sent.data_ptr() != tensor.data_ptr():
+            tensor.copy_(sent)
+
+    def require_equal(self, numbers: Tensor, message: str) -> None:
+        """Raise UsageError(message), on every process, if `numbers` are not the same on all."""
+        lowest, highest = numbers.clone(), numbers.clone()
+        dist.all_reduce(lowest, dist.ReduceOp.MIN, group=self.group)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        if not torch.equal(lowest, highest):
+            raise UsageError(message)
+
+    @torch.no_grad()
+    def act(
+        self, action: Action, layers: Sequence[Parametrization], moments: Moments, clock: int
+    ) -> None:
+        """Run `action` on each layer by one of the processes, and give the others what came of it.
+
+        So whatever is drawn or decomposed is decided once, and in 1/size of the time. Of sharded layers
+        there are as many as processes whole at a time, on each of them. If `action` raises on one
+        process, every process raises.
+        """
+        sharded = any(is_sharded(p) for layer in layers for p in layer.parameters())
+        turn = self.size if sharded else max(1, len(layers))
+        for start in range(0, len(layers), turn):
+            present = layers[start : start + turn]
+            with ExitStack() as stack:
+                for layer in present:
+                    stack.enter_context(gathered(layer, moments))
+                self._act_once(action, present, moments, clock)
+
+    def _act_once(
+        self, action: Action, layers: Sequence[Parametrization], moments: Moments, clock: int
+    ) -> None:
+        device = layers[0].clock.device
+        problem: Exception | None = None
+        try:
+            action([m for m in layers if m.index % self.size == self.rank], moments, clock)
+        except Exception as error:
+            problem = error
+        if self.any(problem is not None, device):
+            raise problem or RunError("an event failed on another process, which says why")
+        for layer in layers:
+            owner = layer.index % self.size
+            for tensor in _state(layer, moments):
+                self.share(tensor, owner, device)
+            if owner != self.rank:
+                layer.forget()  # what it knew of its state is another's
+
+
+def _state(layer: Parametrization, moments: Moments) -> Iterator[Tensor]:
+    """All that an event may edit: parameters, buffers, moments of the factors."""
+    yield from (p for name, p in layer.named_parameters(recurse=False) if name != "bias")
+    yield from layer.buffers(recurse=False)
+    for factor in layer.factors().values():
+        yield from (v for v in moments.state(factor).values() if isinstance(v, Tensor))
+
+
+@contextmanager
+def gathered(layer: Parametrization, moments: Moments) -> Iterator[None]:
+    """Within the block a sharded layer's parameters, and their moments, are whole tensors.
+
+    At the end each process copies its part back: they must be the same on all processes by then. Every
+    process must come here, since gathering takes all of them. An unsharded layer is left alone.
+    """
+    parts = {n: p for n, p in layer._parameters.items() if p is not None and n != "bias"}
+    sharded = {n: p for n, p in parts.items() if is_sharded(p)}
+    with ExitStack() as stack:
+        for name, p in sharded.items():
+            full = nn.Parameter(whole(p.detach()), requires_grad=p.requires_grad)
+            layer._parameters[name] = full
+            stack.enter_context(moments.gathered(p, full))
+        try:
+            yield
+            for name, p in sharded.items():
+                write_back(layer._parameters[name].detach(), p.detach())  # type: ignore[union-attr]
+        finally:
+            layer._parameters.update(sharded)
+
+
+def processes_of(model: nn.Module, layers: Iterable[Parametrization]) -> Processes | None:
+    """The processes that train `model` together, as its wrappers tell; None where it is alone.
+
+    Recognised are `fully_shard` (by its DTensors) and DistributedDataParallel around the model or
+    around one that holds it. That there is a process group does not suffice: each of its processes may
+    train a model of its own. Raises UsageError for what cannot work: FSDP of version 1, whose flattened
+    parameters hold no whole rows; a mesh of only some of the processes; shards of columns.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    layers = list(layers)
+    for layer in layers:
+        for name, p in layer.named_parameters():
+            if is_sharded(p):
+                _require_rows(p, name)
+                return _several(None)
+    ddp = _wrapper(model, layers)
+    return None if ddp is None else _several(ddp.process_group, ddp)
+
+
+def _several(group: ProcessGroup | None, wrapper: Any = None) -> Processes | None:
+    return Processes(group, wrapper) if dist.get_world_size(group) > 1 else None
+
+
+def _require_rows(p: Any, name: str) -> None:
+    if p.device_mesh.size() != dist.get_world_size():
+        raise UsageError(
+            f"attach: {name} is sharded over {p.device_mesh.size()} of {dist.get_world_size()} "
+            "processes; only a mesh of all processes is supported"
+        )
+    if any(place.is_shard() and not place.is_shard(0) for place in p.placements):
+        raise UsageError(
+            f"attach: {name} is sharded by columns, and step rules need whole rows; use fully_shard "
+            "with its default placement, and no tensor parallelism of exchanged layers"
+        )
+
+
+def _wrapper(model: nn.Module, layers: list[Parametrization]) -> Any:
+    """The DistributedDataParallel that holds one of `layers`, wherever it is kept."""
+    kind = nn.parallel.DistributedDataParallel
+    if isinstance(model, kind):
+        return model
+    # A module does not know its wrappers, and the caller may have passed what is inside of them.
+    for found in gc.get_objects():
+        if issubclass(type(found), kind) and any(m is layers[0] for m in found.modules()):
+            return found
+    return None

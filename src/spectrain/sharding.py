@@ -1,0 +1,47 @@
+"""Parameters of which each process holds a part: DTensors, as torch's `fully_shard` makes them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """True for a DTensor."""
+    # Its module takes a while to import, and without it there is none.
+    kind: Any = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
+    return isinstance(tensor, kind)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a sharded tensor, to be edited in place; another tensor as it is."""
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
+def replicated(tensor: Tensor) -> Tensor:
+    """A sharded tensor with all of it on every process, still a DTensor; another one as it is."""
+    if not is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    whole: Tensor = tensor.redistribute(mesh, [Replicate()] * mesh.ndim)  # type: ignore[attr-defined]
+    return whole
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor as an ordinary one of this process's own; another tensor as it is."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+def write_back(full: Tensor, tensor: Tensor) -> None:
+    """Copy this process's part of `full` into the sharded `tensor`; nothing crosses processes."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    everywhere = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    tensor.copy_(everywhere.redistribute(mesh, placements))
