@@ -9,7 +9,7 @@ import torch
 from cases import RANK
 from torch import nn
 from torch.nn import functional as F
-from toys import Training, batch, make_net, one_layer
+from toys import Training, batch, make_net, one_layer, same
 
 import spectrain
 from spectrain import GaLore
@@ -274,3 +274,46 @@ def test_every_departure_from_the_paper_is_labelled():
     ):
         published = {"refresh": "same_step"} if settings else {}
         assert len(galore(**published, **settings).variations()) == 1
+
+
+def skipping(training, step):
+    """One step in which the square layer goes unused."""
+    square = training.model.square
+    square.forward = lambda x: torch.zeros_like(x)
+    training.step(step)
+    del square.forward
+
+
+@pytest.mark.filterwarnings("ignore:1 trainable parameters had no gradient")
+@pytest.mark.parametrize("interrupted", [3, 4, 5])
+def test_a_refresh_that_had_to_wait_is_waited_for_after_a_resume(interrupted):
+    """The third step's refresh finds no gradient for one layer; it comes a step later there."""
+    method = GaLore(RANK, refresh_every=3)
+
+    def run(training, start, stop):
+        for step in range(start, stop):
+            if step == 3:
+                skipping(training, step)
+            else:
+                training.step(step)
+        return training
+
+    unbroken = run(Training(method), 0, 8)
+    square, wide = unbroken.model.square, unbroken.model.wide
+    assert (int(square.refreshed_at), int(wide.refreshed_at)) == (6, 6)
+    first = run(Training(method), 0, interrupted)
+    second = Training(method, seed=9)
+    second.load(first.save())
+    run(second, interrupted, 5)
+    assert (int(second.model.square.refreshed_at), int(second.model.wide.refreshed_at)) == (4, 3)
+    run(second, 5, 8)
+    assert same(second.model.state_dict(), unbroken.model.state_dict())
+    assert same(second.optimizer.state_dict(), unbroken.optimizer.state_dict())
+
+
+def test_a_probe_follows_its_model_to_another_dtype():
+    training = Training(GaLore(RANK, refresh_every=3))
+    training.model.double()
+    x, y = batch(0, torch.float64)
+    F.mse_loss(training.model(x), y).backward()
+    assert training.model.wide.gathered.dtype == torch.float64

@@ -28,7 +28,7 @@ def train(method, *, accumulate=1, clip=0.0, layerwise=True, steps=8, **options)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_layerwise_steps_equal_ordinary_ones_bit_for_bit(method, accumulate):
     if method.against_layerwise(accumulate):
-        with pytest.raises(UsageError, match="with LayerWise: .*one backward pass"):
+        with pytest.raises(UsageError, match=r"with LayerWise: .*one backward pass"):
             train(method, accumulate=accumulate, steps=0)
         return
     ordinary = train(method, accumulate=accumulate, layerwise=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spectrain import linalg
-from spectrain.errors import NonFiniteError
+from spectrain.errors import NonFiniteError, SpectrainWarning
 from spectrain.linalg import leading_basis, randomized_svd, subspace_step, svd
 
 SHAPES = [(24, 24), (40, 24), (24, 40), (1, 5), (5, 1)]
@@ -76,7 +76,23 @@ def test_svd_where_lapack_does_not_converge(shape, spectrum, dtype, monkeypatch)
 
     A = matrix(shape, spectrum, dtype)
     monkeypatch.setattr(torch.linalg, "svd", fail)
-    assert_is_svd(A, *svd(A), atol=5e-6 if dtype == torch.float32 else 1e-7)
+    with pytest.warns(SpectrainWarning, match=r"the SVD of .* failed .* is diagonalised instead"):
+        found = svd(A)
+    assert_is_svd(A, *found, atol=5e-6 if dtype == torch.float32 else 1e-7)
+
+
+def test_a_gram_matrix_that_cannot_be_diagonalised_gives_way_to_an_svd(monkeypatch):
+    def fail(*a, **k):
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    A = matrix((12, 8), "power law", torch.float32)
+    expected = leading_basis(A, 3)
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    with pytest.warns(
+        SpectrainWarning, match=r"the Gram matrix of 12 × 8 failed .* an SVD is taken"
+    ):
+        found = leading_basis(A, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
@@ -124,3 +125,21 @@ def test_a_model_converted_after_apply_trains_past_its_events(method):
     spectrain.attach(training.model, training.optimizer)
     training.run(0, PERIOD + 2)
     assert all(p.isfinite().all() for p in training.model.parameters())
+
+
+@every_default
+def test_merging_inside_autocast_rounds_nothing(method):
+    training = Training(method).run(0, 4)
+    expected = spectrain.merge(copy.deepcopy(training.model)).state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        merged = spectrain.merge(training.model)
+    assert same(merged.state_dict(), expected)
+
+
+@every_default
+def test_float64_stays_what_it_is_under_autocast(method):
+    net = spectrain.apply(make_net(0, torch.float64), method, report=None)
+    x = batch(0, torch.float64)[0]
+    plain = net.wide(net.square(x.new_ones(2, 8)))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(net.wide(net.square(x.new_ones(2, 8))), plain)

@@ -7,12 +7,13 @@ the same factors on every process and, at a refresh, moments kept in old coordin
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from spectrain.abstract import is_abstract
-from spectrain.errors import NonFiniteError
+from spectrain.errors import NonFiniteError, SpectrainWarning
 
 
 def working(matrix: Tensor) -> Tensor:
@@ -28,14 +29,15 @@ def svd(
     LAPACK's, of the taller of `matrix` and its transpose: wide matrices take up to twice as long,
     and no cheaper way was as accurate (benchmarks/decompositions.py). If it fails to converge, the
     float64 Gram matrix of the shorter side is diagonalised instead (singular values right to about
-    1e-8 · s_max). Raises NonFiniteError if `matrix` has non-finite entries.
+    1e-8 · s_max), and a warning says so. Raises NonFiniteError if `matrix` has non-finite entries.
     """
     a = _finite(matrix)
     is_wide = a.shape[-2] < a.shape[-1]
     tall = a.mT if is_wide else a
     try:
         left, s, right = torch.linalg.svd(tall, full_matrices=False)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        _say_fallback("the SVD", tall, error, "its float64 Gram matrix is diagonalised instead")
         left, s, right = _svd_by_gram(tall)
     U, V = (right, left.mT) if is_wide else (left.mT, right)
     return fix_signs(U.contiguous(), s, V.contiguous())
@@ -48,6 +50,12 @@ def _finite(matrix: Tensor) -> Tensor:
             "a weight or gradient matrix has NaN or infinite entries: nothing to decompose"
         )
     return a
+
+
+def _say_fallback(what: str, matrix: Tensor, error: Exception, instead: str) -> None:
+    reason = str(error).splitlines()[0]
+    shape = " × ".join(map(str, matrix.shape))
+    warnings.warn(f"{what} of {shape} failed ({reason}); {instead}", SpectrainWarning, stacklevel=3)
 
 
 def _svd_by_gram(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +110,8 @@ def leading_basis(
     gram = scaled.mT @ scaled if is_tall else scaled @ scaled.mT
     try:
         squares, vectors = torch.linalg.eigh(gram)  # ascending
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        _say_fallback("the Gram matrix", a, error, "an SVD is taken instead")
         return svd(a)[0][..., :rank, :]
     if not is_abstract(a) and (squares[..., -rank] < 1e-4 * squares[..., -1]).any():
         return svd(a)[0][..., :rank, :]
