@@ -11,13 +11,12 @@ import torch
 from cases import CASES, every_default
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import OPT, make_task, run
+from tiny import OPT, last, make_task, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import spectrain
 from spectrain import SST, GaLore, LoRA, ReLoRA
 from spectrain.errors import RunError, UsageError
-from spectrain.runs import checkpoint
 from spectrain.runs import export as export_module
 from spectrain.runs.export import export
 from spectrain.runs.files import read_json, write_json
@@ -28,9 +27,8 @@ def trained(directory, method, task=None):
     task = task or make_task()
     run(directory, method, task, eval_every=0)
     model = task.build_model()
-    last = method.phases(12)[-1][0]
-    spectrain.apply(model, last, report=None)
-    found, _ = checkpoint.newest(directory / "checkpoints")
+    spectrain.apply(model, method.phases(12)[-1][0], report=None)
+    found = last(directory)
     tensors = load_file(found.path / "model.safetensors")
     tied = found.state()["tied"]
     model.load_state_dict(tensors | {name: tensors[source] for name, source in tied.items()})
@@ -105,7 +103,7 @@ def test_excluded_layers_stay_as_they_were(tmp_path):
     task = make_task()
     run(tmp_path / "run", SST(4, resample_every=3), task, exclude="lm_head,down_proj")
     export(tmp_path / "run", tmp_path / "out")
-    found, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    found = last(tmp_path / "run")
     before = load_file(found.path / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
     assert torch.equal(loaded(tmp_path / "out").state_dict()[name], before[name])
@@ -239,10 +237,10 @@ def test_a_run_without_its_tokenizer_says_so(tmp_path):
 def test_a_checkpoint_of_another_method_does_not_fit(tmp_path):
     """Names and shapes are checked, not assumed."""
     run(tmp_path / "run", SST(4, resample_every=3))
-    found, _ = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    found = last(tmp_path / "run")
     other = dataclasses.replace(SST(4, resample_every=3), rank=3).settings()
     state = found.state()
-    state["phases"] = [[other, 12]]
+    state["phases"] = [{"method": other, "steps": 12}]
     write_json(found.path / "state.json", state)
     manifest = read_json(found.path / "manifest.json")
     content = (found.path / "state.json").read_bytes()

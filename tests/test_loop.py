@@ -15,6 +15,7 @@ from tiny import LLAMA, OPT, Recorder, final, make_options, make_task, rows, run
 import spectrain
 from spectrain import SST, FullRank, LoRA, ReLoRA
 from spectrain.runs.files import read_json
+from spectrain.runs.health import is_lost
 from spectrain.runs.lm import train
 from spectrain.runs.loop import DivergedError
 from spectrain.runs.view import Silent
@@ -22,7 +23,7 @@ from spectrain.tasks.lm.evaluate import evaluate
 from spectrain.tasks.lm.task import LanguageModelling
 
 FILES = {
-    *("config.json", "metrics.jsonl", "timing.jsonl", "result.json", "spectra.json"),
+    *(".lock", "config.json", "metrics.jsonl", "timing.jsonl", "result.json", "spectra.json"),
     *("checkpoints", "tokenizer", "model", "report.html", "loss.png", "spectra.png"),
 }
 
@@ -255,6 +256,13 @@ def test_a_loss_that_is_lost_ends_the_run_in_one_sentence(tmp_path, factor, said
     assert result["steps"] == 8
     assert "test_loss" not in result
     assert all(math.isfinite(row.get("loss", 0.0)) for row in rows(tmp_path / "run"))
+
+
+def test_an_infinite_first_loss_is_no_measure_for_later_ones():
+    assert is_lost(math.inf, None)
+    assert is_lost(math.nan, 2.0)
+    assert not is_lost(5.9, 2.0)
+    assert is_lost(6.1, 2.0)
 
 
 def test_events_that_the_run_is_too_short_for_are_named(tmp_path):

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import CASES, every_default, small
-from test_resume import Stopping, same
-from tiny import LLAMA, OPT, make_options, make_task, prose, rows, run
+from tiny import LLAMA, OPT, Stopping, make_options, make_task, prose, rows, run, same
 from torch import nn
 from torch.nn.functional import cross_entropy
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import random
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from spectrain.method import Method
-from spectrain.runs.directory import open_directory
-from spectrain.runs.files import read_rows
-from spectrain.runs.lm import _config
-from spectrain.runs.loop import Training
+from spectrain.runs.checkpoint import Checkpoint, newest
+from spectrain.runs.directory import identity
+from spectrain.runs.files import read_json, read_rows
+from spectrain.runs.interrupt import Interrupted
+from spectrain.runs.lm import _train
+from spectrain.runs.lock import locked
 from spectrain.runs.options import RunOptions
 from spectrain.runs.view import Silent, View
 from spectrain.tasks.lm.corpus import Corpus, load_corpus
@@ -90,17 +94,26 @@ def run(
     method: Method,
     task: LanguageModelling | None = None,
     view: View | None = None,
+    fork: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """What `train lm` does, but for the report."""
-    task, chosen = task or make_task(), make_options(**options)
-    result = open_directory(directory, _config(task, method, chosen))
-    return result or Training(task, method, chosen, directory, view or Silent()).train()
+    chosen = make_options(**options)
+    with locked(directory):
+        return _train(task or make_task(), method, chosen, directory, view or Silent(), fork)
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:
     """metrics.jsonl."""
     return read_rows(directory / "metrics.jsonl")
+
+
+def last(directory: Path) -> Checkpoint:
+    """The newest intact checkpoint of a run."""
+    name = identity(read_json(directory / "config.json"))
+    found = newest(directory / "checkpoints", name).found
+    assert found is not None
+    return found
 
 
 def final(directory: Path) -> dict[str, torch.Tensor]:
@@ -110,12 +123,50 @@ def final(directory: Path) -> dict[str, torch.Tensor]:
     return {f"{file.stem}/{k}": t for file in files for k, t in load_file(file).items()}
 
 
+class Stopping(LanguageModelling):
+    """Sends this process SIGINT, as Ctrl-C does, in the middle of the given step."""
+
+    at = -1
+
+    def micro_batches(self, step, seed):
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return super().micro_batches(step, seed)
+
+
+def stopped_at(directory, method, step, **options):
+    task = make_task(kind=Stopping)
+    task.at = step
+    with pytest.raises(Interrupted, match=f"stopped at step {step + 1} and saved") as caught:
+        run(directory, method, task, **options)
+    assert "the same command continues" in str(caught.value)
+
+
+def same(a, b):
+    """Bit for bit: rows of metrics; model, optimizer, random numbers and probe at the end."""
+    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    first, second = final(a), final(b)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+    assert read_json(a / "spectra.json") == read_json(b / "spectra.json")
+    results = [read_json(path / "result.json") for path in (a, b)]
+    for result in results:
+        assert result.pop("seconds") > 0
+        assert result.pop("seconds_per_step") > 0
+    assert results[0] == results[1]
+
+
 class Recorder(Silent):
     """A view that keeps what it is told."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.alerts: list[str] = []
         self.titles: list[str] = []
+
+    def alert(self, sentence: str) -> None:
+        self.alerts.append(sentence)
 
     def say(self, sentence: str) -> None:
         self.said.append(sentence)

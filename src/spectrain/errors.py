@@ -1,10 +1,18 @@
 """The two kinds of failure that spectrain itself reports, each as one sentence for a person."""
 
+LONGEST = 2000  # characters of a message: beyond that they are those of a quoted text
+
 
 class SpectrainError(Exception):
     """Base of all errors that spectrain raises on purpose; the message names cause and cure."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message in one line, whatever stands in the names and texts that it quotes."""
+        text = super().__str__()
+        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 class UsageError(SpectrainError, ValueError):

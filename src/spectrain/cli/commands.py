@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from spectrain.cli.lm import compare_lm
+from spectrain.errors import UsageError
 from spectrain.method import methods, registered
 
 # Periods are scaled to the budget so that every method lives through its events: in 600 steps 14
@@ -52,15 +53,25 @@ def demo(out: Path) -> None:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
-def merge(run: Path, out: Path) -> None:
-    """Turn the newest checkpoint of RUN into an ordinary transformers checkpoint.
+@click.option(
+    "--checkpoint",
+    "which",
+    default="last",
+    show_default=True,
+    metavar="last|best|STEP",
+    help="which one: the newest, the one with the lowest validation loss, or that of a step",
+)
+def merge(run: Path, out: Path, which: str) -> None:
+    """Turn a checkpoint of RUN into an ordinary transformers checkpoint.
 
     The result holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. Its
     logits are compared with the trained model's before this command says so.
     """
     from spectrain.runs.export import export
 
-    done = export(run, out)
+    if which not in ("last", "best") and not which.isdecimal():
+        raise UsageError(f"--checkpoint {which}: give last, best or the number of a step")
+    done = export(run, out, which=int(which) if which.isdecimal() else which)
     click.echo(
         f"{out}: step {done.step}, {done.tensors} tensors, {done.bytes / 2**20:.1f} MiB. Logits agree "
         f"with the trained model's: largest difference {done.difference:.2g} at logits up to "

@@ -47,7 +47,9 @@ MODEL_CONFIG = click.Option(
 # --- train lm ----------------------------------------------------------------------------------
 
 
-def _train_lm(out: Path, method: str, model_config: tuple[str, ...], **values: Any) -> None:
+def _train_lm(
+    out: Path, fork: Path | None, method: str, model_config: tuple[str, ...], **values: Any
+) -> None:
     from rich.console import Console
 
     from spectrain.runs.lm import train
@@ -64,7 +66,7 @@ def _train_lm(out: Path, method: str, model_config: tuple[str, ...], **values: A
     console = Console()
     task = _load_task(values, model_config, console)
     with Terminal(console, task.unit) as view:
-        result, report = train(task, chosen, options, out, view)
+        result, report = train(task, chosen, options, out, view, fork)
     if result.get("failed"):
         raise UsageError(
             f"the run in {out} diverged earlier ({result['failed']}); choose another --out and a "
@@ -107,6 +109,12 @@ train_lm = SectionedCommand(
             "Run",
             [
                 OUT,
+                click.Option(
+                    ["--fork"],
+                    type=click.Path(path_type=Path),
+                    metavar="RUN",
+                    help="begin where that run's newest checkpoint is, with the settings given now",
+                ),
                 click.Option(
                     ["--method"],
                     default="sst",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
@@ -61,18 +65,17 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a Windows pipe's code page lacks Greek letters
             stream.reconfigure(errors="replace")
     try:
-        cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
+        with _signals():
+            try:
+                cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
+            except (click.Abort, KeyboardInterrupt) as stop:
+                _leave(stop)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except SpectrainError as error:
         _say(f"Error: {error}")
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt) as stop:
-        # click turns a KeyboardInterrupt into an Abort and keeps it as the cause.
-        said = str(stop.__cause__ or stop)
-        _say(said or "stopped; what was saved is kept, and the same command continues")
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -83,6 +86,38 @@ def main(arguments: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {where}{error.strerror or error}")
         sys.exit(1)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM is taken for Ctrl-C, wherever the program is; afterwards both are what they were."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(stop: BaseException) -> NoReturn:
+    """Say how the program was stopped and leave, whatever is still being written."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing may interrupt the leaving
+            signal.signal(number, signal.SIG_IGN)
+    # click turns a KeyboardInterrupt into an Abort and keeps it as the cause.
+    said = str(stop.__cause__ or stop)
+    _say(said or "stopped; what was saved is kept, and the same command continues")
+    if any(thread.name == "spectrain checkpoint" for thread in threading.enumerate()):
+        # Only after a second signal. The interpreter's own ending would tear the thread out of
+        # native code, and that can abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_INTERRUPTED)
 
 
 def _show_warning(message: Warning | str, *rest: Any, **named: Any) -> None:

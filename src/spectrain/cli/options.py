@@ -14,6 +14,8 @@ import click
 
 from spectrain.method import Method
 
+DEEPEST = 2  # tables within tables of a TOML file
+
 Parameters = list[click.Parameter]
 Section = tuple[str, Parameters]
 
@@ -104,8 +106,8 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         return
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path} is no valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # of syntax, encoding, a huge number; of nesting
+        raise click.BadParameter(f"{path} is no valid TOML: {_cut(str(error))}") from None
     known = {
         _dashes(option.lstrip("-")): p.name or ""
         for p in ctx.command.params
@@ -117,19 +119,36 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         if name is None:
             near = difflib.get_close_matches(_dashes(key), known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            raise click.BadParameter(f"{path}: there is no option {key!r}.{hint}")
+            raise click.BadParameter(f"{path}: there is no option {_cut(key)!r}.{hint}")
+        parts = value if isinstance(value, list) else [value]
+        if not all(map(_is_plain, parts)):
+            raise click.BadParameter(
+                f"{path}: {key} takes text, a number, true or false, or a list of these"
+            )
         many = next(p for p in ctx.command.params if p.name == name).multiple
-        listed = isinstance(value, list) and not many
-        defaults[name] = ",".join(map(str, value)) if listed else value
+        words = [str(part) for part in parts]  # as on a command line, and checked as there
+        defaults[name] = words if many else ",".join(words)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a TOML value could stand on a command line."""
+    if isinstance(value, str):
+        return "\0" not in value
+    return isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for key, value in content.items():
         if _dashes(key) == "model-config" and isinstance(value, dict):
-            rows.append((key, [f"{k}={v}" for k, v in value.items()]))
-        elif isinstance(value, dict):
+            plain = all(map(_is_plain, value.values()))
+            rows.append((key, [f"{k}={v}" for k, v in value.items()] if plain else value))
+        elif isinstance(value, dict) and prefix.count(".") < DEEPEST:
             rows += _flat(value, f"{prefix}{key}.")
         elif key == "name" and prefix:
             rows.append((prefix.removesuffix("."), value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,12 @@ def _planner(
     from spectrain.tasks.lm.evaluate import token_loss
     from spectrain.tasks.lm.models import build_model
 
+    try:
+        device = torch.device("cpu" if options.device == "auto" else options.device)
+    except RuntimeError:
+        raise UsageError(f"--device {options.device}: torch knows no such device") from None
+    # It would print a traceback of what `plan` says in a sentence.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     with torch.device("meta"):
         model: nn.Module = build_model(
             task.model,
@@ -106,7 +113,7 @@ def _planner(
             accumulate=task.accumulate,
             dtype=getattr(torch, options.dtype),
             optimizer=options.build_optimizer,
-            device="cpu" if options.device == "auto" else options.device,
+            device=device,
             loss=lambda model, ids: token_loss(model, ids, chunk=task.loss_chunk),
             targets=options.targets,
             exclude=options.excluded,
@@ -191,7 +198,7 @@ def _bytes(text: str) -> int:
         number = float(match[1]) if match else 0.0
     except ValueError:
         number = 0.0
-    if match is None or number <= 0:
+    if match is None or not 0 < number < 1e18:
         raise UsageError(f"--memory {text}: give a size, as 24GiB, 80GB or 800MiB")
     decimal = match[2] and match[4] and not match[3]
     unit = 1000 ** " KMGT".index(match[2]) if decimal else UNITS[match[2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
@@ -51,7 +52,7 @@ class Projected(Factored):
         self.side = {"std": shorter, "reverse_std": longer}.get(side, side)
         self.probe: Tensor | None = None  # the leaf whose gradient the dense one is
         # R as the optimizer has it: under fully_shard another tensor than in a forward pass.
-        self._stepped: tuple[nn.Parameter, ...] = ()
+        self._stepped: weakref.ref[nn.Parameter] | None = None
         self.base = self.parameter(weight, trainable=False)
         self.basis = nn.Parameter(
             weight.new_zeros(rank, m if self.side == "left" else n), requires_grad=False
@@ -103,7 +104,7 @@ class Projected(Factored):
             zero = torch.zeros((), dtype=self.R.dtype, device=self.R.device)
             shape = self.out_features, self.in_features
             self.probe = zero.expand(shape).detach().requires_grad_()
-            self._stepped = (self.R,)
+            self._stepped = weakref.ref(self.R)
             if self.accumulated is not None:
                 self.probe.register_post_accumulate_grad_hook(self.accumulated)
 
@@ -175,7 +176,8 @@ class Projected(Factored):
 
         (Under torch.compile it stays; an overflow's gradient is not finite, and a refresh waits then.)
         """
-        if torch.is_grad_enabled() and all(R.grad is None for R in self._stepped):
+        R = None if self._stepped is None else self._stepped()
+        if torch.is_grad_enabled() and R is not None and R.grad is None:
             self.discard()
 
 

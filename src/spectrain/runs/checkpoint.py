@@ -1,33 +1,40 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, checked before they are used.
+"""Checkpoints on disk: their format, and which of them can be trusted.
 
 checkpoints/step-00000200/
     model.safetensors        parameters and buffers, the methods' state included
-    optimizer.safetensors    moments, keyed "parameter number/state name"
+    optimizer.safetensors    moments, keyed "parameter/state"; random-number state, keyed "rng/device"
     probe.safetensors        a fixed input and the model's output for it
-    state.json               step, phase, parameter groups, random-number state
-    manifest.json            format, and size and sha256 of each file
+    state.json               where the loop was: step, phase, sums of the current interval
+    metrics.jsonl            the rows up to here, and
+    timing.jsonl             how long they took
+    manifest.json            format, run, step, and size and SHA-256 of each file
+
+Nothing of it is trusted before its sum agrees; nothing is followed out of its folder or unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from spectrain.errors import RunError, UsageError
+from spectrain.runs.files import TEMPORARY, read_json
+from spectrain.runs.records import TEXT, WHOLE, Each, check_record, read_record
 
-from spectrain.errors import RunError
-from spectrain.runs.files import read_json, write_json
-
-FORMAT = 2
-FILES = ("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json")
+FORMAT = 3
+ROWS = ("metrics.jsonl", "timing.jsonl")
+FILES = (
+    *("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"),
+    *ROWS,
+)
+_NAME = re.compile(r"step-(\d{8,})")
+_MANIFEST = {"run": TEXT, "step": WHOLE, "files": Each({"bytes": WHOLE, "sha256": TEXT})}
 
 
 @dataclass(frozen=True)
@@ -38,174 +45,156 @@ class Checkpoint:
     step: int
 
     def state(self) -> dict[str, Any]:
-        """The content of state.json."""
-        content: dict[str, Any] = read_json(self.path / "state.json")
-        return content
+        """The content of state.json. Raises RunError if it is no JSON object."""
+        return read_record(self.path / "state.json", {}) or {}
 
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Load model, optimizer and random-number state. Raises RunError if they do not fit."""
-        tensors = load_file(self.path / "model.safetensors")
-        state = self.state()
+    def rows(self) -> dict[str, bytes]:
+        """metrics.jsonl and timing.jsonl as they were, by name. Raises RunError if they are gone."""
         try:
-            model.load_state_dict(tensors | {a: tensors[b] for a, b in state["tied"].items()})
-        except RuntimeError as error:
-            raise RunError(f"{self.path} does not fit this model: {_first_line(error)}") from None
-        saved = load_file(self.path / "optimizer.safetensors")
-        optimizer.load_state_dict(_unflatten(saved, state["optimizer"]))
-        torch.set_rng_state(saved["rng/cpu"])
-        if "rng/cuda" in saved and torch.cuda.is_available():
-            torch.cuda.set_rng_state(saved["rng/cuda"])
+            return {name: (self.path / name).read_bytes() for name in ROWS}
+        except OSError as error:
+            raise RunError(f"could not read {self.path}: {error.strerror or error}") from None
 
 
-def save(
-    folder: Path,  # the run's checkpoints/
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    probe: tuple[Tensor, Tensor],
-    extra: dict[str, Any],
-    keep: int,
-) -> Checkpoint:
-    """Write a checkpoint under a temporary name, make it durable, rename it; drop old ones.
+@dataclass(frozen=True)
+class Search:
+    """The newest intact checkpoint, if there is one, and why later ones were passed over."""
 
-    Raises RunError if the file system refuses (a full disk, a read-only folder); what was there
-    before is untouched then.
-    """
-    final = folder / f"step-{step:08d}"
-    partial = folder / f".partial-{step:08d}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".partial-*"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        partial.mkdir()
-        _write(partial, step, model, optimizer, probe, extra)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _sync_folder(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise RunError(
-            f"could not write a checkpoint to {folder}: {_first_line(error)}; free some space or "
-            "make the folder writable and start again with the same command"
-        ) from None
-    # A run continues from its newest intact checkpoint, so later ones are damaged.
-    kept = [path for path in sorted(folder.glob("step-*")) if path <= final][-keep:]
-    for path in folder.glob("step-*"):
-        if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
-    return Checkpoint(final, step)
+    found: Checkpoint | None
+    passed_over: list[str]  # sentences
+    foreign: bool  # some are whole, but of another run or another version
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest intact checkpoint in `folder`, and a sentence for each damaged one passed over."""
+def newest(folder: Path, run: str) -> Search:
+    """Look in `folder` for the newest intact checkpoint of the run with the identity `run`."""
     passed_over: list[str] = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        problem = _problem(path)
-        if problem is None:
-            return Checkpoint(path, int(path.name.removeprefix("step-"))), passed_over
-        passed_over.append(f"{path.name} is damaged ({problem}) and is passed over")
-    return None, passed_over
-
-
-def _write(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    probe: tuple[Tensor, Tensor],
-    extra: dict[str, Any],
-) -> None:
-    tensors, tied = _unique(model.state_dict())
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    moments, groups = _flatten(optimizer.state_dict())
-    moments["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        moments["rng/cuda"] = torch.cuda.get_rng_state()
-    save_file(moments, folder / "optimizer.safetensors")
-    save_file({"input": probe[0], "output": probe[1]}, folder / "probe.safetensors")
-    write_json(folder / "state.json", {"step": step, "tied": tied, "optimizer": groups, **extra})
-    files = {}
-    for name in FILES:
-        _sync_file(folder / name)
-        files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-    write_json(folder / "manifest.json", {"format": FORMAT, "step": step, "files": files})
-
-
-def _problem(path: Path) -> str | None:
-    """Why the checkpoint at `path` cannot be used, or None."""
-    try:
-        manifest = read_json(path / "manifest.json")
-        if manifest is None:
-            return "its manifest is missing"
-        if manifest["format"] != FORMAT:
-            return f"it has format {manifest['format']}, and this version reads {FORMAT}"
-        for name in FILES:
-            expected = manifest["files"][name]
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if (path / name).stat().st_size != expected["bytes"]:
-                return f"{name} has the wrong size"
-            if _sha256(path / name) != expected["sha256"]:
-                return f"{name} has changed"
-    except (OSError, RunError, KeyError, TypeError) as error:
-        return f"its manifest cannot be read: {_first_line(error)}"
-    return None
-
-
-def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors with storage of their own, and the names that are tied to one of them."""
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    first: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in state.items():
-        key = tensor.data_ptr(), tensor.shape
-        if tensor.numel() and key in first:
-            tied[name] = first[key]
+    foreign = False
+    for step, path in sorted(on_disk(folder).items(), reverse=True):
+        try:
+            _examine(path, step, run)
+        except _ForeignError as reason:
+            foreign = True
+            passed_over.append(f"{path.name} {reason} and is passed over")
+        except RunError as reason:
+            passed_over.append(f"{path.name} is damaged ({reason}) and is passed over")
         else:
-            first[key] = name
-            tensors[name] = tensor.contiguous()
-    return tensors, tied
+            return Search(Checkpoint(path, step), passed_over, foreign)
+    return Search(None, passed_over, foreign)
 
 
-def _flatten(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}/{name}"] = value.contiguous()
-            else:
-                numbers[f"{index}/{name}"] = value
-    return tensors, {"groups": state["param_groups"], "numbers": numbers}
+def at(folder: Path, step: int, run: str) -> Checkpoint:
+    """The checkpoint of `step`. Raises UsageError if there is none, RunError if it is not intact."""
+    steps = on_disk(folder)
+    if step not in steps:
+        there = ", ".join(map(str, sorted(steps))) or "none"
+        raise UsageError(f"{folder.parent} has no checkpoint of step {step} (there: {there})")
+    try:
+        _examine(steps[step], step, run)
+    except _ForeignError as reason:
+        raise RunError(f"{steps[step]} {reason}") from None
+    except RunError as reason:
+        raise RunError(f"{steps[step]} is damaged ({reason})") from None
+    return Checkpoint(steps[step], step)
 
 
-def _unflatten(tensors: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (*tensors.items(), *saved["numbers"].items()):
-        index, name = key.split("/")
-        if index != "rng":
-            state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": saved["groups"]}
+def on_disk(folder: Path) -> dict[int, Path]:
+    """What is called a checkpoint in `folder`, by step. Raises RunError if it cannot be read."""
+    try:
+        names = [(path, _NAME.fullmatch(path.name)) for path in folder.iterdir()]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise RunError(f"could not read {folder}: {error.strerror or error}") from None
+    return {int(name[1]): path for path, name in names if name}
 
 
-def _sha256(path: Path) -> str:
+def discard(path: Path) -> None:
+    """Delete a checkpoint; a process killed meanwhile leaves no half of it under its name."""
+    left_over = path.with_name(f".{path.name}{TEMPORARY}")
+    remove(left_over)
+    try:
+        os.replace(path, left_over)
+    except OSError:
+        return
+    remove(left_over)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, or a file or link in its place, as far as it can be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class _ForeignError(RunError):
+    """It may be whole, but it does not belong here."""
+
+
+def _examine(path: Path, step: int, run: str) -> None:
+    """Raise RunError with the reason why the checkpoint at `path` cannot be used."""
+    if not stat.S_ISDIR(_kind(path)):
+        raise RunError("it is no plain folder")
+    manifest = _manifest(path)
+    if manifest["run"] != run:
+        raise _ForeignError("belongs to another run")
+    if manifest["step"] != step:
+        raise RunError(f"its manifest says step {manifest['step']}")
+    files = manifest["files"]
+    for name in FILES:
+        if name not in files:
+            raise RunError(f"its manifest lacks {name}")
+    if unknown := sorted(files.keys() - set(FILES)):
+        raise RunError(f"its manifest names {unknown[0]!r}, which is no file of a checkpoint")
+    for name in FILES:
+        file = path / name
+        _require_plain(file)
+        try:
+            if file.stat().st_size != files[name]["bytes"]:
+                raise RunError(f"{name} has the wrong size")
+            if sha256(file) != files[name]["sha256"]:
+                raise RunError(f"{name} has changed")
+        except OSError as error:
+            raise RunError(f"{name} cannot be read: {error.strerror or error}") from None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    _require_plain(file, "its manifest")
+    try:
+        content = read_json(file)
+        found = content.get("format") if isinstance(content, dict) else None
+        if isinstance(content, dict) and type(found) is int and found != FORMAT:
+            raise _ForeignError(f"has format {found}, where this version reads {FORMAT},")
+        check_record(file, content, _MANIFEST)
+    except _ForeignError:
+        raise
+    except RunError as error:
+        reason = (
+            str(error).removeprefix(f"{file} is damaged ").removesuffix(": delete or restore it")
+        )
+        raise RunError(f"its manifest cannot be read {reason}") from None
+    manifest: dict[str, Any] = content
+    return manifest
+
+
+def _require_plain(file: Path, name: str | None = None) -> None:
+    kind = _kind(file)
+    if not kind:
+        raise RunError(f"{name or file.name} is missing")
+    if not stat.S_ISREG(kind):
+        raise RunError(f"{name or file.name} is no plain file")
+
+
+def _kind(path: Path) -> int:
+    """The mode of what is at `path` itself, no link followed; 0 if there is nothing."""
+    try:
+        return path.lstat().st_mode
+    except OSError:
+        return 0
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows refuses to sync what is open for reading only
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    if os.name == "posix":  # Windows cannot open folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrain.runs.files import read_rows
+from spectrain.runs.records import FINITE
 
 Array = NDArray[np.float64]
 
@@ -43,10 +44,10 @@ def read_curve(directory: Path) -> Curve | None:
 
 
 def column(rows: Sequence[dict[str, Any]], name: str) -> tuple[Array, Array]:
-    """(steps, values) of the rows that hold a finite ``name``."""
-    pairs = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-    table = np.array(pairs, dtype=float).reshape(-1, 2)
-    table = table[np.isfinite(table[:, 1])]
+    """(steps, values) of the rows that hold a finite ``name``, by step; of equal steps the last."""
+    pairs = [(row.get("step"), row.get(name)) for row in rows]
+    numbers = dict(pair for pair in pairs if all(map(FINITE.holds, pair)))
+    table = np.array(sorted(numbers.items()), dtype=float).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 

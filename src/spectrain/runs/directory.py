@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import platform
 import shlex
@@ -14,17 +16,30 @@ import torch
 from spectrain import __version__
 from spectrain.errors import RunError, UsageError
 from spectrain.method import Method
+from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
+from spectrain.runs.records import OBJECT, TEXT, check_record, read_result
 
 FORMAT = 1
-STARTED = ("metrics.jsonl", "checkpoints", "result.json")  # what a run has after its first steps
+LOCK = ".lock"
+_COMPARED = {
+    "task": TEXT,
+    "options": OBJECT,
+    "method": {"name": TEXT},
+    "corpus": {"fingerprint": TEXT},
+}
 
 
 def run_config(
-    task: str, options: dict[str, Any], method: Method, data: dict[str, Any], command: str
+    task: str,
+    options: dict[str, Any],
+    method: Method,
+    data: dict[str, Any],
+    command: str,
+    fork: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of a run's config.json."""
-    return {
+    """The content of a run's config.json. fork: what `fork.origin` returns."""
+    config = {
         "format": FORMAT,
         "spectrain": __version__,
         "command": command,
@@ -34,6 +49,21 @@ def run_config(
         "corpus": data,
         "environment": environment(),
     }
+    return config if fork is None else {**config, "fork": fork}
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Which run it is, by the content of its config.json: a hash of all that makes it that run.
+
+    Checkpoints carry it. Equal settings on equal data, begun from the same place, are the same run.
+    """
+    fork = config.get("fork") or {}
+    parts = (
+        *(config.get(part) for part in ("task", "method", "options")),
+        (config.get("corpus") or {}).get("fingerprint"),
+        *(fork.get(part) for part in ("identity", "step")),
+    )
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -49,6 +79,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether the run there has made steps that count: rows, a checkpoint or a result."""
+    named = ("metrics.jsonl", "result.json")
+    return any((directory / name).exists() for name in named) or bool(
+        checkpoint.on_disk(directory / "checkpoints")
+    )
+
+
 def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """Make `directory` the home of the run that `config` describes; its result if it is finished.
 
@@ -56,29 +94,31 @@ def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | 
     else; RunError if it cannot be written or its config.json is damaged.
     """
     make_folder(directory)
-    existing = read_json(directory / "config.json")
-    if existing is None:
+    path = directory / "config.json"
+    existing = read_json(path)
+    if existing is None and not path.exists():
         refuse_foreign(directory)
-        write_json(directory / "config.json", config)
+        write_json(path, config)
         return None
     found = existing.get("format") if isinstance(existing, dict) else None
     if found != FORMAT:
         raise RunError(
-            f"{directory}/config.json has format {found}, and this version reads {FORMAT}: use the "
+            f"{path} has format {found}, and this version reads {FORMAT}: use the "
             "version of spectrain that made it, or another --out"
         )
     if "method" not in existing:
         raise UsageError(f"--out {directory} holds a comparison, not a run; choose another --out")
-    if not any((directory / name).exists() for name in STARTED):
-        write_json(directory / "config.json", config)  # it never made a step: a mistake, corrected
+    if not has_begun(directory):
+        write_json(path, config)  # it never made a step: a mistake, corrected
         return None
+    check_record(path, existing, _COMPARED)
     for name, before, now in differences(existing, config):
         raise UsageError(
             f"--out {directory} holds a run with {name} = {before!r}, and this one has {now!r}; "
-            "choose another --out, or give the same settings to continue that run"
+            "give the same settings to continue that run, choose another --out, or begin a new run "
+            f"where that one is: --fork {directory} and another --out"
         )
-    result: dict[str, Any] | None = read_json(directory / "result.json")
-    return result
+    return read_result(directory)
 
 
 def make_folder(directory: Path) -> None:
@@ -97,8 +137,13 @@ def make_folder(directory: Path) -> None:
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise UsageError if `directory`, which has no config.json, holds anything."""
-    if any(not path.name.startswith(".config.json.") for path in directory.iterdir()):
+    """Raise UsageError if `directory`, which has no config.json, holds anything but its lock."""
+    own = (LOCK, ".config.json.")  # the second: what a process that was killed left half-written
+    try:
+        names = [path.name for path in directory.iterdir()]
+    except OSError as error:
+        raise RunError(f"could not read {directory}: {error.strerror or error}") from None
+    if any(not name.startswith(own) for name in names):
         raise UsageError(
             f"--out {directory} is not empty and has no config.json of spectrain; choose a new "
             "folder, or remove it first"

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from spectrain.errors import RunError, UsageError
 from spectrain.method import method_from
-from spectrain.runs import checkpoint
+from spectrain.runs import checkpoint, position
+from spectrain.runs.directory import identity
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.options import RunOptions
 from spectrain.surgery import apply, parametrized
@@ -37,26 +38,25 @@ class Exported:
     largest: float  # largest absolute logit of the probe
 
 
-def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
-    """Write the newest intact checkpoint of `run` as a plain transformers checkpoint to `out`.
+def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "last") -> Exported:
+    """Write a checkpoint of `run` as a plain transformers checkpoint to `out`.
+
+    which: "last" (the newest intact one), "best" (of the lowest validation loss) or a step.
 
     Matrices are built one at a time and written shard by shard, so that not more than one shard and
     one matrix are in memory; the source is memory-mapped. The
     written checkpoint is then loaded as any user would load it, and its logits are compared with
     those that the trained model gave when it was saved.
 
-    Raises UsageError if `run` is no run or `out` is taken, RunError if no checkpoint is intact or
-    the logits disagree (nothing is left at `out` then).
+    Raises UsageError if `run` is no run, has no such checkpoint or `out` is taken, RunError if no
+    checkpoint is intact or the logits disagree (nothing is left at `out` then).
     """
     config = read_json(run / "config.json") if run.is_dir() else None
     if not isinstance(config, dict) or "method" not in config:
         raise UsageError(f"{run} is no run of spectrain (it has no config.json)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
-    found, passed_over = checkpoint.newest(run / "checkpoints")
-    if found is None:
-        reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
-        raise RunError(f"{run} has no intact checkpoint to merge{reasons}")
+    found = _choose(run, identity(config), which)
     for needed in ("model", "tokenizer"):
         if not (run / needed).is_dir():
             raise RunError(f"{run} is incomplete: its folder {needed} is missing")
@@ -82,9 +82,29 @@ def export(run: Path, out: Path, shard_size: str = "1GB") -> Exported:
     return replace(exported, directory=out)
 
 
+def _choose(run: Path, name: str, which: str | int) -> checkpoint.Checkpoint:
+    """The checkpoint that is asked for; `name` is the run's identity."""
+    folder = run / "checkpoints"
+    if isinstance(which, int):
+        return checkpoint.at(folder, which, name)
+    search = checkpoint.newest(folder, name)
+    if search.found is None:
+        reasons = f" ({'; '.join(search.passed_over)})" if search.passed_over else ""
+        raise RunError(f"{run} has no intact checkpoint to merge{reasons}")
+    if which == "last":
+        return search.found
+    best = position.read(search.found)[0].best
+    if best is None:
+        raise UsageError(
+            f"{run} has no best checkpoint: it was trained without --keep-best, or not validated yet"
+        )
+    return checkpoint.at(folder, best.step, name)
+
+
 def _write(
     run: Path, found: checkpoint.Checkpoint, config: dict[str, Any], out: Path, shard_size: str
 ) -> Exported:
+    position.read(found)  # raises if what is read below is malformed
     state = found.state()
     model = _skeleton(run, config, state)
     layers = dict(parametrized(model))
@@ -116,8 +136,7 @@ def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any]) -> nn.Mo
     """The trained model with its exchanged layers, without any numbers in it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    phases = state["phases"]
-    settings = dict(phases[state["phase"]][0])
+    settings = dict(state["phases"][state["phase"]]["method"])
     method = method_from(settings.pop("name"), settings)
     options = RunOptions(targets=config["options"]["targets"], exclude=config["options"]["exclude"])
     with torch.device("meta"):

@@ -8,16 +8,21 @@ from typing import Any
 
 from spectrain.errors import RunError
 
+CURE = "free some space or make the folder writable, then start again with the same command"
+TEMPORARY = ".partial"  # how the name of a file ends that is not whole yet
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) so that ``path`` holds all of it or what it held before.
+
+    A process killed meanwhile leaves a file `.NAME.*.partial`, which `remove_left_overs` finds.
 
     Raises RunError if the file system refuses, for example because the disk is full.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -25,10 +30,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"could not write {path}: {error.strerror or error}") from error
+        raise RunError(f"could not write {path}: {error.strerror or error}; {CURE}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def remove_left_overs(directory: Path) -> None:
+    """Delete what `write_atomic` left in `directory` when a process was killed within it."""
+    for path in directory.glob(f".*{TEMPORARY}"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -47,19 +59,23 @@ def read_json(path: Path) -> Any:
         return None
     except OSError as error:
         raise RunError(f"could not read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged (it is not JSON): delete or restore it") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; none if there is no file, without a half-written last line."""
-    if not path.exists():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RunError(f"could not read {path}: {error.strerror or error}") from error
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if isinstance(row, dict):
             rows.append(row)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -14,21 +14,40 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether a stop was asked for."""
+    """Whether a stop was asked for, once (`asked`) or more often (`again`)."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.asked = self.again = False
+        self._say = say
+        self._steps = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            self.again = True
             raise KeyboardInterrupt
         self.asked = True
+        if not self._steps:
+            raise KeyboardInterrupt
+        with suppress(RuntimeError):  # the signal came while something else was being printed
+            self._say("stopping after this step; again to leave now")
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Within the block a first signal only sets `asked`, which the block looks at in time."""
+        self._steps = True
+        try:
+            yield
+        finally:
+            self._steps = False
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """Within the block, the first SIGINT or SIGTERM sets `asked`; another raises KeyboardInterrupt."""
-    request = StopRequest()
+def stop_on_signal(say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Within the block, SIGINT and SIGTERM go to the request; outside they are what they were.
+
+    Where training cannot stop in good order, and at the second signal, KeyboardInterrupt is raised.
+    """
+    request = StopRequest(say)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from spectrain.errors import RunError
 from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs.compare import Arm, Comparison, Plan, Trial, run_comparison
 from spectrain.runs.directory import command_line, open_directory, run_config
-from spectrain.runs.files import read_json
+from spectrain.runs.files import CURE, read_json
+from spectrain.runs.fork import origin
+from spectrain.runs.lock import locked
 from spectrain.runs.loop import DivergedError, Training
 from spectrain.runs.options import RunOptions
 from spectrain.runs.report import write_report
@@ -24,16 +27,48 @@ from spectrain.tasks.lm.task import LanguageModelling
 
 
 def train(
-    task: LanguageModelling, method: Method, options: RunOptions, out: Path, view: View
+    task: LanguageModelling,
+    method: Method,
+    options: RunOptions,
+    out: Path,
+    view: View,
+    fork: Path | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train in the run directory `out`, or continue there; the result and the report's path.
 
-    A finished run is not trained again. Raises as `Training` and `open_directory` do.
+    A finished run is not trained again. fork: the run from whose newest checkpoint a new one begins.
+    Raises as `Training`, `locked`, `open_directory` and `fork.origin` do.
     """
-    result = open_directory(out, _config(task, method, options))
-    if result is None:
-        result = Training(task, method, options, out, view).train()
-    return result, write_report(out)
+    with locked(out):
+        result = _train(task, method, options, out, view, fork)
+        return result, _report(out)
+
+
+def _train(
+    task: LanguageModelling,
+    method: Method,
+    options: RunOptions,
+    directory: Path,
+    view: View,
+    fork: Path | None = None,
+) -> dict[str, Any]:
+    """The result of the run in a directory that is locked."""
+    begun_at = origin(fork, directory, task, method, options)
+    config = run_config(
+        task.name, _settings(task, options), method, task.summary(), command_line(), begun_at
+    )
+    result = open_directory(directory, config)
+    return result or Training(task, method, options, directory, view).train()
+
+
+def _report(directory: Path) -> Path:
+    try:
+        return write_report(directory)
+    except OSError as error:
+        raise RunError(
+            f"all results are in {directory}, but its report could not be written: "
+            f"{error.strerror or error}; {CURE}"
+        ) from None
 
 
 def compare(
@@ -76,10 +111,11 @@ def compare(
     }
     _check(task, methods, options, view)
     run_trial = _trial_runner(task, methods, options, view)
-    comparison = run_comparison(
-        plan, run_trial, out, options=recorded, say=view.say, command=command_line()
-    )
-    return comparison, write_report(out)
+    with locked(out):
+        comparison = run_comparison(
+            plan, run_trial, out, options=recorded, say=view.say, command=command_line()
+        )
+        return comparison, _report(out)
 
 
 def _check(
@@ -104,30 +140,24 @@ def _trial_runner(
         own = dataclasses.replace(
             options, lr=trial.lr, lr_ordinary=trial.lr_ordinary, seed=trial.seed
         )
-        method = methods[trial.arm]
-        result = open_directory(directory, _config(task, method, own))
-        if result is None:
-            quiet = _Quiet(view)
+        with locked(directory):
             try:
-                result = Training(task, method, own, directory, quiet).train()
+                return _train(task, methods[trial.arm], own, directory, _Quiet(view))
             except DivergedError:
-                result = read_json(directory / "result.json")
-        return result
+                result: dict[str, Any] = read_json(directory / "result.json")
+                return result
 
     return run
 
 
 class _Quiet:
-    """A trial's view: its progress bar, but none of its sentences; the comparison has its own."""
+    """A trial's view: progress bar and alerts, but no other sentence; the comparison has its own."""
 
     def __init__(self, view: View) -> None:
+        self.alert = view.alert
         self.begin, self.advance, self.end = view.begin, view.advance, view.end
 
     def say(self, sentence: str) -> None: ...
-
-
-def _config(task: LanguageModelling, method: Method, options: RunOptions) -> dict[str, Any]:
-    return run_config(task.name, _settings(task, options), method, task.summary(), command_line())
 
 
 def _settings(task: LanguageModelling, options: RunOptions) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,37 +20,34 @@ from spectrain.groups import param_groups
 from spectrain.method import Method
 from spectrain.runs import checkpoint
 from spectrain.runs.allocator import keep_freed_memory
-from spectrain.runs.files import read_json, write_json
+from spectrain.runs.files import write_json
+from spectrain.runs.health import is_lost, not_finite, warn_of_silent_events
 from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.memory import RunMemory, size_of
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
+from spectrain.runs.position import Best, Interval, Position
+from spectrain.runs.records import SPECTRA, read_record
+from spectrain.runs.restore import restore
+from spectrain.runs.saving import Saver
+from spectrain.runs.snapshot import take
 from spectrain.runs.spectra import spectra
+from spectrain.runs.start import Start, find_start, write_beginning
 from spectrain.runs.view import View
-from spectrain.surgery import apply, merge, parametrized
+from spectrain.surgery import apply, merge
 from spectrain.tasks.task import Task
-
-EXPLODED = 3.0  # a loss so many times the first one is called exploded
 
 
 class DivergedError(RunError):
     """The loss became NaN, infinite or far larger than at the start."""
 
 
-@dataclass(frozen=True)
-class Interval:
-    """What has been summed up since the latest row of metrics."""
-
-    steps: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-
-
 class Training:
-    """One run in its directory: build, resume, train, measure, save.
+    """One run in its directory, which `open_directory` has made: build, resume, train, measure, save.
 
     `train()` returns the content of result.json. Raises DivergedError where the loss is lost,
-    Interrupted after a signal, RunError if the disk fails.
+    Interrupted after a signal, RunError if the disk fails or a checkpoint does not fit. Whatever is
+    raised, a checkpoint that is being written then gets finished, but for a second signal.
     """
 
     def __init__(
@@ -60,84 +59,72 @@ class Training:
         self.dtype = getattr(torch, options.dtype)
         self.phases = method.phases(options.steps)
         self.ends = [sum(n for _, n in self.phases[: i + 1]) for i in range(len(self.phases))]
-        self.step = 0
-        self.phase = 0
-        self.first_loss: float | None = None
-        self.interval = Interval()
-        self.gradient_bytes = 0
-        self.bytes = {"weights": 0, "gradients": 0, "optimizer": 0}
+        self.now = Position()
         self.memory = RunMemory(task, options, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
-        found, passed_over = checkpoint.newest(self.directory / "checkpoints")
-        for sentence in passed_over:
-            warnings.warn(sentence, SpectrainWarning, stacklevel=2)
-        if found is not None:
-            state = found.state()
-            self.step, self.phase = found.step, state["phase"]
-            self.first_loss, self.interval = state["first_loss"], Interval(**state["interval"])
-            self.gradient_bytes, self.bytes = state["gradient_bytes"], state["bytes"]
-            self.memory.phases = state.get("memory", {})
-            self.view.say(f"continuing {self.directory} from step {self.step}")
-        elif passed_over:
-            self.view.say(f"no intact checkpoint in {self.directory}: starting again from step 0")
+        with stop_on_signal(self.view.alert) as stop:
+            start = find_start(self.directory, self.view.say)
+            folder = self.directory / "checkpoints"
+            self.saver = Saver(folder, start.run, self.options, self.view.say)
+            try:
+                return self._train(start, stop)
+            except BaseException:
+                if not stop.again:
+                    self._let_the_write_finish()
+                raise
+
+    def _train(self, start: Start, stop: StopRequest) -> dict[str, Any]:
+        self._begin(start)
+        self.view.begin(self.phases[self.now.phase][0].title, self.now.step, self.options.steps)
+        try:
+            with stop.between_steps():
+                while self.now.step < self.options.steps and not stop.asked:
+                    self._one_interval(stop)
+                    self.saver.settle()
+                self._save()
+        finally:
+            self.view.end()
+        if stop.asked:
+            self.saver.wait()
+            raise Interrupted(
+                f"stopped at step {self.now.step} and saved; the same command continues"
+            )
+        return self._finish()
+
+    def _begin(self, start: Start) -> None:
+        """Build model and optimizer and put them where `start` is."""
+        self.now, self.memory.phases = start.position, start.memory
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # of an earlier trial in this process
         torch.manual_seed(self.options.seed)
         self.model = self.task.build_model().to(self.device)
-        if found is None:
-            self.task.save_assets(self.model, self.directory)
         self._enter_phase()
-        if found is not None:
-            found.restore(self.model, self.optimizer)
-        else:
-            write_json(self.directory / "spectra.json", spectra(self.model, "initial", {}))
-        self.log = MetricsLog(self.directory, self.step)
-        self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
-        try:
-            with stop_on_signal() as stop:
-                while self.step < self.options.steps:
-                    self._one_interval(stop)
-                    if stop.asked:
-                        self._save()
-                        raise Interrupted(
-                            f"stopped at step {self.step} and saved; the same command continues"
-                        )
-        finally:
-            self.view.end()
-        if found is None or found.step < self.step:
-            self._save()
-        return self._finish()
+        if start.found is not None:
+            restore(start.found, self.model, self.optimizer, self.options.build_optimizer)
+        if not start.is_continued:
+            write_beginning(start, self.task, self.model, self.directory)
+        self.saver.begin(self.now.step if start.is_continued else None, self.now.best_step)
+        if start.fork is not None:
+            self._save(start.rows)
+            self.saver.wait()  # from here on the run it was forked from is not needed any more
+        self.log = MetricsLog(self.directory, start.rows)
 
     # --- phases --------------------------------------------------------------------------------
 
     def _enter_phase(self) -> None:
-        method, _ = self.phases[self.phase]
+        method, steps = self.phases[self.now.phase]
         o = self.options
-        self.memory.begin(self.phase, method, self.model)
+        self.memory.begin(self.now.phase, method, self.model)
         apply(self.model, method, o.targets, o.excluded, report=self.view.say)
         self.model.to(self.device)
         self.optimizer = self._build_optimizer()
         attach(self.model, self.optimizer)
-        self._warn_of_silent_events()
+        warn_of_silent_events(method, steps, self.model)
         self.run_model: Any = torch.compile(self.model) if self.options.compile else self.model
-
-    def _warn_of_silent_events(self) -> None:
-        """Say which events the phase is too short for: a method that never acts is no test of it."""
-        method, steps = self.phases[self.phase]
-        layers = [layer for _, layer in parametrized(self.model)]
-        for event in method.events():
-            first = min(event.period(layer) for layer in layers)
-            if first >= steps:
-                warnings.warn(
-                    f"{method.title}: no {event.name} will happen in {steps} steps, since the first "
-                    f"comes after {first}",
-                    SpectrainWarning,
-                    stacklevel=2,
-                )
 
     def _build_optimizer(self) -> Optimizer:
         o = self.options
@@ -154,54 +141,69 @@ class Training:
         A stop that is asked for ends it after the current step; what has been summed up until
         then goes into the checkpoint, so that the rows come out as without the stop.
         """
-        if self.step == self.ends[self.phase]:
+        if self.now.step == self.ends[self.now.phase]:
             self._measure()
             merge(self.model)
-            self.phase += 1
+            self.now = replace(self.now, phase=self.now.phase + 1, gradient_bytes=0)
             self._enter_phase()
-            self.gradient_bytes = 0
-            self.view.begin(self.phases[self.phase][0].title, self.step, self.options.steps)
-        o, before = self.options, self.interval
+            title = self.phases[self.now.phase][0].title
+            self.view.begin(title, self.now.step, self.options.steps)
+        before = self.now.interval
         began = time.perf_counter()
         total = torch.full((), before.loss, device=self.device)
         steps = before.steps
         while True:
             total += self._one_step()
-            self.step += 1
+            self.now = replace(self.now, step=self.now.step + 1)
             steps += 1
-            complete = self._is_due() or self.step == self.ends[self.phase]
+            complete = self._is_due() or self.now.step == self.ends[self.now.phase]
             if complete or stop.asked:
                 break
-        loss = total.item() / steps
         seconds = before.seconds + time.perf_counter() - began
-        self._check(loss)
-        if not complete:
-            self.interval = Interval(steps, total.item(), seconds)
-            return
-        self.interval = Interval()
-        self.first_loss = loss if self.first_loss is None else self.first_loss
+        sum_of_losses = total.item()
+        if complete:
+            self.now = replace(self.now, interval=Interval())
+            self._complete_interval(sum_of_losses / steps, steps, seconds)
+        elif math.isfinite(sum_of_losses):
+            self.now = replace(self.now, interval=Interval(steps, sum_of_losses, seconds))
+        else:
+            self._give_up(f"loss {sum_of_losses:.4g}")
+
+    def _complete_interval(self, loss: float, steps: int, seconds: float) -> None:
+        """Check, log, measure and save what is due after an interval of `steps` steps."""
+        o, step = self.options, self.now.step
+        if is_lost(loss, self.now.first_loss):
+            self._give_up(f"loss {loss:.4g}")
+        if self.now.first_loss is None:
+            self.now = replace(self.now, first_loss=loss)
         units = steps * self.task.units_per_step
-        rate = o.rate(self.step - 1)
+        rate = o.rate(step - 1)
         ordinary = (o.lr if o.lr_ordinary is None else o.lr_ordinary) * rate
-        self.log.record(step=self.step, loss=loss, lr=o.lr * rate, lr_ordinary=ordinary)
-        self.log.record_timing(self.step, seconds, units, self.task.unit)
-        self.view.advance(self.step, loss, o.lr * rate, units / seconds)
-        if o.eval_every and self.step % o.eval_every == 0 and self.step < o.steps:
-            self.log.record(step=self.step, validation_loss=self._evaluate("validation", False))
-        if o.checkpoint_every and self.step % o.checkpoint_every == 0 and self.step < o.steps:
+        self.log.record(step=step, loss=loss, lr=o.lr * rate, lr_ordinary=ordinary)
+        self.log.record_timing(step, seconds, units, self.task.unit)
+        self.view.advance(step, loss, o.lr * rate, units / seconds)
+        due = bool(o.checkpoint_every and step % o.checkpoint_every == 0)
+        if o.eval_every and step % o.eval_every == 0 and step < o.steps:
+            validation = self._evaluate("validation", False)
+            self.log.record(step=step, validation_loss=validation)
+            best = math.inf if self.now.best is None else self.now.best.loss
+            if o.keep_best and validation < best:
+                self.now = replace(self.now, best=Best(step, validation))
+                due = True
+        if due and step < o.steps:
             self._save()
 
     def _is_due(self) -> bool:
         o = self.options
         periods = o.log_every, o.eval_every, o.checkpoint_every
-        return any(period and self.step % period == 0 for period in periods)
+        return any(period and self.now.step % period == 0 for period in periods)
 
     def _one_step(self) -> torch.Tensor:
-        factor = self.options.rate(self.step)
+        factor = self.options.rate(self.now.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.model.train()
-        batches = self.task.micro_batches(self.step, self.options.seed)
+        batches = self.task.micro_batches(self.now.step, self.options.seed)
         with self.memory.watching(self.model, self.optimizer):
             return self._train_on(batches)
 
@@ -216,8 +218,9 @@ class Training:
             total += loss.detach()
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
-        if not self.gradient_bytes:
-            self.gradient_bytes = size_of(p.grad for p in self.model.parameters())
+        if not self.now.gradient_bytes:
+            size = size_of(p.grad for p in self.model.parameters())
+            self.now = replace(self.now, gradient_bytes=size)
         try:
             self.optimizer.step()
         except NonFiniteError:  # an event came before the next look at the loss
@@ -225,18 +228,14 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def _check(self, loss: float) -> None:
-        first = loss if self.first_loss is None else self.first_loss
-        if not loss <= EXPLODED * max(first, 1.0):  # True for NaN
-            self._give_up(f"loss {loss:.4g}")
-
     def _give_up(self, what: str) -> NoReturn:
         """Record how the run was lost, and raise DivergedError."""
-        bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
-        where = f"; first non-finite parameter: {bad[0]}" if bad else ""
-        found, _ = checkpoint.newest(self.directory / "checkpoints")
+        bad = not_finite(self.model, self.optimizer)
+        where = f"; first non-finite parameter: {bad}" if bad else ""
+        self._let_the_write_finish()
+        found = checkpoint.newest(self.saver.folder, self.saver.run).found
         kept = f"; last good checkpoint: step {found.step}" if found else ""
-        failure = f"{what} at step {self.step}{where}"
+        failure = f"{what} at step {self.now.step}{where}"
         write_json(self.directory / "result.json", self._result({"failed": failure}))
         raise DivergedError(f"training diverged: {failure}{kept}. A lower --lr is the usual cure")
 
@@ -245,38 +244,46 @@ class Training:
     def _evaluate(self, split: str, thorough: bool) -> float:
         return self.task.evaluate(self.model, split, thorough=thorough, dtype=self.dtype)
 
-    def _save(self) -> None:
-        began = time.perf_counter()
-        phases = [[method.settings(), steps] for method, steps in self.phases]
-        extra = {
-            "phase": self.phase,
-            "phases": phases,
-            "first_loss": self.first_loss,
-            "interval": asdict(self.interval),
-            "gradient_bytes": self.gradient_bytes,
-            "bytes": self.bytes,
-            "memory": self.memory.phases,
-        }
-        saved = checkpoint.save(
-            self.directory / "checkpoints",
-            self.step,
-            self.model,
-            self.optimizer,
-            self.task.probe(self.model),
-            extra,
-            self.options.keep,
+    def _save(self, rows: Mapping[str, bytes] | None = None) -> None:
+        """Copy the state and begin to write it, unless that step is saved or its numbers are lost.
+
+        rows: metrics.jsonl and timing.jsonl by name; as they are on the disk if not given.
+        """
+        if self.saver.newest == self.now.step:
+            return
+        if not_finite(self.model, self.optimizer):
+            self._give_up("NaN or infinite weights")
+        self.saver.save(
+            lambda: take(
+                self.now.step,
+                self.model,
+                self.optimizer,
+                self.task.probe(self.model),
+                self.now.record(self.phases, self.memory.phases),
+                self.log.contents() if rows is None else rows,
+            ),
+            self.now.best_step,
         )
-        size = sum(f.stat().st_size for f in saved.path.iterdir()) / 2**20
-        seconds = time.perf_counter() - began
-        self.view.say(f"checkpoint at step {self.step}: {size:.1f} MiB in {seconds:.1f} s")
+
+    def _let_the_write_finish(self) -> None:
+        """As something else has failed already, what fails here is but a warning."""
+        if self.saver.writing is not None:
+            self.view.alert(
+                f"finishing the checkpoint of step {self.saver.writing}; Ctrl-C leaves at once"
+            )
+        try:
+            self.saver.wait()
+        except RunError as error:
+            warnings.warn(str(error), SpectrainWarning, stacklevel=2)
 
     def _finish(self) -> dict[str, Any]:
         losses = {
             "validation_loss": self._evaluate("validation", True),
             "test_loss": self._evaluate("test", True),
         }
-        self.log.record(step=self.step, **losses)
-        before = read_json(self.directory / "spectra.json") or {}
+        self.saver.wait()  # so that a run with a result has its last checkpoint
+        self.log.record(step=self.now.step, **losses)
+        before = read_record(self.directory / "spectra.json", SPECTRA) or {}
         write_json(self.directory / "spectra.json", spectra(self.model, "final", before))
         result = self._result({**losses, "failed": None})
         write_json(self.directory / "result.json", result)
@@ -288,13 +295,13 @@ class Training:
         parameters = list(self.model.parameters())
         cuda = self.device.type == "cuda"
         return {
-            "steps": self.step,
-            self.task.unit: self.step * self.task.units_per_step,
+            "steps": self.now.step,
+            self.task.unit: self.now.step * self.task.units_per_step,
             **outcome,
             "seconds": round(self.log.seconds, 3),
             "seconds_per_step": self.log.seconds_per_step(),
             "bytes": {
-                **self.bytes,
+                **self.now.bytes,
                 "device_peak": self.memory.highest_on_device() if cuda else None,
             },
             "memory": self.memory.result(),
@@ -310,6 +317,6 @@ class Training:
 
     def _measure(self) -> None:
         """Keep the sizes of the phase whose weights, gradients and optimizer state are the largest."""
-        sizes = self.memory.measure(self.model, self.optimizer, self.gradient_bytes)
-        if sum(sizes.values()) > sum(self.bytes.values()):
-            self.bytes = sizes
+        sizes = self.memory.measure(self.model, self.optimizer, self.now.gradient_bytes)
+        if sum(sizes.values()) > sum(self.now.bytes.values()):
+            self.now = replace(self.now, bytes=sizes)

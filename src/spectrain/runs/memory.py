@@ -161,8 +161,8 @@ def beside(result: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows.append((f"planned {part}", f"{in_words(planned[part])} ({verdict})"))
     if "peak" in planned:
         text = f"{in_words(planned['peak'])} planned"
-        if "peak" in measured:
-            error = round(memory["error_percent"], 1) or 0.0  # no −0.0
+        if "peak" in measured and (error := memory.get("error_percent")) is not None:
+            error = round(error, 1) or 0.0  # no −0.0
             sign = f"{error:+.1f} %".replace("-", "−")
             text += f", {in_words(measured['peak'])} measured (plan {sign})"
         rows.append(("peak of a step", text))

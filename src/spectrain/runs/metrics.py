@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from spectrain.errors import RunError
-from spectrain.runs.files import read_rows, write_atomic
+from spectrain.runs.checkpoint import ROWS
+from spectrain.runs.files import CURE, read_rows, write_atomic
+from spectrain.runs.records import FINITE, WHOLE
 
 
 class MetricsLog:
-    """Appends rows to a run's two files; a resumed run goes on after the step it resumes from."""
+    """Appends rows to a run's two files.
 
-    def __init__(self, directory: Path, start: int) -> None:
-        self.metrics = directory / "metrics.jsonl"
-        self.timing = directory / "timing.jsonl"
-        self.seconds = 0.0
+    rows: both files as the checkpoint has them that the run goes on from, by name; what they hold
+    beyond that (of steps that will be made again, or half a row) is dropped. Raises RunError if the
+    disk fails.
+    """
+
+    def __init__(self, directory: Path, rows: Mapping[str, bytes]) -> None:
+        self.metrics, self.timing = (directory / name for name in ROWS)
         for path in (self.metrics, self.timing):
-            # A run that goes on is not finished: its final row, if any, will be measured again.
-            known = (row for row in read_rows(path) if "test_loss" not in row)
-            rows = [row for row in known if row.get("step", 0) <= start]
-            if start or path.exists():
-                write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
-            if path is self.timing and rows:
-                self.seconds = float(rows[-1]["seconds"])
+            content = rows.get(path.name, b"")
+            if content or path.exists():
+                write_atomic(path, content)
+        times = self._times()
+        self.seconds = times[-1][1] if times else 0.0
+
+    def contents(self) -> dict[str, bytes]:
+        """Both files as they are now, by name, for a checkpoint. Raises RunError if one cannot be read."""
+        found = {}
+        for path in (self.metrics, self.timing):
+            try:
+                found[path.name] = path.read_bytes()
+            except FileNotFoundError:
+                found[path.name] = b""
+            except OSError as error:
+                raise RunError(f"could not read {path}: {error.strerror or error}") from None
+        return found
 
     def record(self, **row: Any) -> None:
         """Append one row of metrics."""
@@ -45,13 +61,19 @@ class MetricsLog:
 
     def seconds_per_step(self) -> float | None:
         """Median over all rows of the time that a step took; None before the first row."""
-        rows: list[dict[str, Any]] = [{"step": 0, "seconds": 0.0}, *read_rows(self.timing)]
-        times = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(rows)]
+        rows = [(0, 0.0), *self._times()]
+        times = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(rows) if b[0] > a[0]]
         return statistics.median(times) if times else None
+
+    def _times(self) -> list[tuple[int, float]]:
+        """(step, seconds of training until then) of every row."""
+        rows = (row for row in read_rows(self.timing) if "step" in row and "seconds" in row)
+        found = ((row["step"], row["seconds"]) for row in rows)
+        return [(step, float(s)) for step, s in found if WHOLE.holds(step) and FINITE.holds(s)]
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
-            raise RunError(f"could not write {path}: {error.strerror or error}") from None
+            raise RunError(f"could not write {path}: {error.strerror or error}; {CURE}") from None

@@ -57,9 +57,14 @@ class RunOptions:
         500, help="steps between checkpoints; 0: only at the end", minimum=0
     )
     keep: int = option(2, help="checkpoints to keep", minimum=1)
+    keep_best: bool = option(
+        False, help="also save and keep the checkpoint with the lowest validation loss so far"
+    )
 
     def __post_init__(self) -> None:
         check(self, "train")
+        if self.keep_best and not self.eval_every:
+            raise UsageError("train: keep_best needs validations: give eval_every a value above 0")
 
     @property
     def excluded(self) -> list[str]:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from spectrain.runs.compare import Comparison
 from spectrain.runs.curves import Curve, column, mean_curve, read_curve
-from spectrain.runs.files import read_json, read_rows, write_atomic
+from spectrain.runs.files import read_rows, write_atomic
+from spectrain.runs.records import SPECTRA, read_record
 from spectrain.runs.summary import Row, summarise
 from spectrain.runs.trials import Trial
 
@@ -28,12 +29,14 @@ def plot_comparison(comparison: Comparison) -> list[Path]:
     for arm, trials in shown.items():
         found = [read_curve(comparison.trial_directory(trial)) for trial in trials]
         if known := [curve for curve in found if curve is not None]:
-            curves[arm] = mean_curve(known)
-    titles = {arm.key: arm.title for arm in comparison.plan.arms}
+            mean = mean_curve(known)
+            if len(mean.steps):  # that all seeds have
+                curves[arm] = mean
+    titles = {arm.key: _legible(arm.title) for arm in comparison.plan.arms}
     spectra = {
         arm: content
         for arm, trials in shown.items()
-        if (content := read_json(comparison.trial_directory(trials[0]) / "spectra.json"))
+        if (content := read_record(comparison.trial_directory(trials[0]) / "spectra.json", SPECTRA))
     }
     figures = {
         "loss_by_step.png": _losses(curves, titles, by_time=False),
@@ -134,7 +137,7 @@ def _label(figure: Figure, axes: Any, rows: Sequence[Row]) -> None:
         taken.append((x, height))
         arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if height > y else None
         axes.annotate(
-            row.arm.title,
+            _legible(row.arm.title),
             point,
             xytext=(14, height - y),
             textcoords="offset points",
@@ -155,7 +158,7 @@ def _spectra_of_arms(spectra: dict[str, dict[str, Any]], titles: dict[str, str])
     if not layers:
         return None
     figure, axes = _canvas("index of singular value", "singular value")
-    axes.set_title(layers[0], fontsize=10)
+    axes.set_title(_legible(layers[0]), fontsize=10)
     _spectrum(axes, contents[0][layers[0]]["initial"], color="0.5", linestyle="--", label="initial")
     for arm, content in spectra.items():
         values = content[layers[0]]["final"]
@@ -167,7 +170,8 @@ def _spectra_of_arms(spectra: dict[str, dict[str, Any]], titles: dict[str, str])
 
 def _ended(spectra: dict[str, Any]) -> dict[str, Any]:
     """The layers whose final singular values are there: a diverged run has initial ones only."""
-    return {layer: values for layer, values in spectra.items() if "final" in values}
+    both = "initial", "final"
+    return {layer: v for layer, v in spectra.items() if all(v.get(when) for when in both)}
 
 
 def _spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
@@ -208,7 +212,7 @@ def _run_loss(directory: Path) -> Figure | None:
 
 
 def _run_spectra(directory: Path) -> Figure | None:
-    spectra = _ended(read_json(directory / "spectra.json") or {})
+    spectra = _ended(read_record(directory / "spectra.json", SPECTRA) or {})
     layers = list(spectra)[:LAYERS]
     if not layers:
         return None
@@ -218,9 +222,15 @@ def _run_spectra(directory: Path) -> Figure | None:
         _spectrum(axes, spectra[layer]["initial"], color=colour, linestyle="--")
         style = {"color": colour, "marker": MARKERS[place], "markersize": 5}
         every = max(1, len(spectra[layer]["final"]) // 8)
-        _spectrum(axes, spectra[layer]["final"], **style, markevery=every, label=layer)
+        _spectrum(axes, spectra[layer]["final"], **style, markevery=every, label=_legible(layer))
     axes.legend(title="dashed: initial, solid: final", frameon=False, fontsize=8)
     return figure
+
+
+def _legible(name: str) -> str:
+    """A name from a file as text for a picture: in one line, not too long, no formula."""
+    shown = "".join(character if character.isprintable() else "?" for character in name[:60])
+    return shown.replace("$", r"\$")
 
 
 def _canvas(xlabel: str, ylabel: str) -> tuple[Figure, Any]:

@@ -14,9 +14,10 @@ from spectrain.runs.compare import (
     perplexity,
     rate_text,
 )
-from spectrain.runs.files import read_json, read_rows, write_atomic
+from spectrain.runs.files import read_rows, write_atomic
 from spectrain.runs.memory import beside
 from spectrain.runs.plots import plot_comparison, plot_run
+from spectrain.runs.records import FINITE, read_config, read_result
 from spectrain.runs.summary import COLUMNS, summarise
 from spectrain.runs.trials import Trial, loss
 
@@ -69,8 +70,8 @@ def write_report(directory: Path) -> Path:
     Returns the report's path. Raises UsageError if ``directory`` holds neither, RunError if its
     files are damaged or the report cannot be written.
     """
-    config = read_json(directory / "config.json")
-    if not isinstance(config, dict):
+    config = read_config(directory)
+    if config is None:
         raise UsageError(f"{directory} holds no run and no comparison: it has no config.json")
     if config.get("kind") == "comparison":
         title, body = _comparison(load_comparison(directory))
@@ -84,7 +85,7 @@ def write_report(directory: Path) -> Path:
         "<footer><p>Written by spectrain.</p></footer>\n</body>\n</html>\n"
     )
     path = directory / "report.html"
-    write_atomic(path, page)
+    write_atomic(path, page.encode(errors="replace"))  # JSON may hold half a surrogate pair
     return path
 
 
@@ -95,7 +96,7 @@ def _comparison(comparison: Comparison) -> tuple[str, str]:
     title = f"{', '.join(arm.title for arm in arms)}: a comparison of training methods"
     settings = comparison.settings
     first = next(iter(comparison.results), None)
-    config = read_json(comparison.trial_directory(first) / "config.json") if first else None
+    config = read_config(comparison.trial_directory(first)) if first else None
     parts = [
         "<h2>Result</h2>",
         _table(COLUMNS, summary.cells),
@@ -160,7 +161,7 @@ def _measured(trial: Trial, result: Mapping[str, Any] | None) -> tuple[str, ...]
 def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     """(title, body) of a single run's report."""
     method = config.get("method") or {}
-    result = read_json(directory / "result.json")
+    result = read_result(directory)
     parts = [
         "<h2>Summary</h2>",
         _definitions(_run_summary(directory, result)),
@@ -172,7 +173,7 @@ def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         _details("Options", config.get("options")),
         _settings(config),
     ]
-    name = method.get("name", "a model")
+    name = method.get("name") or "a model"
     return f"Training with {name}: {directory.resolve().name}", "\n".join(parts)
 
 
@@ -180,10 +181,10 @@ def _run_summary(directory: Path, result: Mapping[str, Any] | None) -> dict[str,
     """What is known of a run, finished or not."""
     if result is None:
         rows = read_rows(directory / "metrics.jsonl")
-        last = rows[-1]["step"] if rows else 0
+        last = max((row["step"] for row in rows if FINITE.holds(row.get("step"))), default=0)
         summary: dict[str, Any] = {"state": f"not finished: recorded up to step {last}"}
         for name in ("loss", "validation_loss"):
-            values = [row[name] for row in rows if isinstance(row.get(name), int | float)]
+            values = [row[name] for row in rows if FINITE.holds(row.get(name))]
             if values:
                 summary[f"last {name.replace('_', ' ')}"] = f"{values[-1]:.4f}"
         return summary

@@ -122,17 +122,16 @@ def _row(
     full = losses.get(FULL_RANK, ())
     share = None if arm.key == FULL_RANK else gap_closed(losses[arm.key], full, others, noise)
     times = [result["seconds_per_step"] for result in results if result.get("seconds_per_step")]
-    sizes = [sum(result["bytes"][part] for part in STATE) for result in results]
-    counts = [
-        result["trainable_parameters"] for result in results if "trainable_parameters" in result
-    ]
+    known = [sizes for result in results if (sizes := result.get("bytes"))]
+    states = [sum(sizes[part] for part in STATE) for sizes in known]
+    counts = [n for result in results if (n := result.get("trainable_parameters")) is not None]
     return Row(
         arm=arm,
         best=best,
         losses=losses[arm.key],
         share=share,
         step_seconds=median(times) if times else math.nan,
-        state_bytes=max(sizes, default=math.nan),
+        state_bytes=max(states, default=math.nan),
         trainable=counts[0] if counts else None,
     )
 

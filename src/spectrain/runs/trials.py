@@ -5,6 +5,7 @@ interrupted, continued and reported on at any time without any state but its fin
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from spectrain.errors import UsageError
 Result = Mapping[str, Any]  # a run's result.json
 Axis = Literal["learning rate", "ordinary learning rate"]
 Side = Literal["lowest", "highest"]
+
+MOST_EXTENSIONS = 20  # by rates that double, a grid a million times as wide
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,12 @@ class Plan:
         if not keys or len(set(keys)) < len(keys):
             raise UsageError(
                 f"a comparison needs distinct methods, got {', '.join(keys) or 'none'}"
+            )
+        if odd := [key for key in keys if not re.fullmatch(r"[\w-]+", key)]:
+            raise UsageError(f"{odd[0]!r} cannot be part of a file name; take letters and digits")
+        if not 0 <= self.max_extensions <= MOST_EXTENSIONS:
+            raise UsageError(
+                f"the grids can grow 0 to {MOST_EXTENSIONS} times, not {self.max_extensions}"
             )
         if len({len(arm.learning_rates) for arm in self.arms}) > 1:
             counts = ", ".join(f"{arm.title} {len(arm.learning_rates)}" for arm in self.arms)

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spectrain.distributed import Processes
+
 
 class Task(Protocol):
     """Something to train: a model, data in a fixed order, a loss and a measure on held-out data.
@@ -35,9 +37,18 @@ class Task(Protocol):
         """Mean loss over the batch, a scalar with a graph."""
 
     def evaluate(
-        self, model: nn.Module, split: str, *, thorough: bool, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        thorough: bool,
+        dtype: torch.dtype,
+        processes: Processes | None = None,
     ) -> float:
-        """Mean loss over "validation" or "test" data; all of it if `thorough`, else a first part."""
+        """Mean loss over "validation" or "test" data; all of it if `thorough`, else a first part.
+
+        With `processes` each of them measures a share, and all return the whole's.
+        """
 
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """A fixed small input and the model's output for it, to recognise an exported model by."""

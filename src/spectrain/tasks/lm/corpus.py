@@ -197,12 +197,19 @@ def _read(folder: Path, name: str, given: PreTrainedTokenizerFast | None) -> Cor
             splits={split: tokens[split].to(torch.int32) for split in SPLITS},
             documents=summary["documents"],
             bytes=summary["bytes"],
-            notes=tuple(summary["notes"]),
+            notes=tuple(map(str, summary["notes"])),
         )
-        intact = corpus.fingerprint == summary["fingerprint"]
+        sums_agree = corpus.fingerprint == summary["fingerprint"]
+        intact = sums_agree and all(_fits(t, corpus) for t in corpus.splits.values())
     except Exception:  # damage shows in as many ways as there are parsers; the cure is the same
         return None
     return corpus if intact else None
+
+
+def _fits(tokens: Tensor, corpus: Corpus) -> bool:
+    """Whether they are tokens of the corpus's vocabulary: who forges them can forge the sum, too."""
+    known = (tokens >= 0) & (tokens < corpus.vocab_size)
+    return tokens.dim() == 1 and len(tokens) > 0 and bool(known.all())
 
 
 def _bpe(file: Path) -> PreTrainedTokenizerFast:

@@ -7,11 +7,13 @@ batches, as common evaluators take it, gives the tokens of a short last batch to
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from spectrain.distributed import Processes
 from spectrain.errors import UsageError
 from spectrain.linalg import working
 from spectrain.tasks.lm.batches import windows
@@ -67,22 +69,34 @@ def evaluate(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
     chunk: int = 0,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Loss on the first `max_tokens` of `tokens` (None: all), in evaluation mode.
 
     `device` is the model's; `autocast` the dtype of mixed precision, None for none; `chunk` as in
-    `token_loss`. The modules' training flags are as before afterwards. Raises UsageError if there is
-    no token to predict, or as `token_loss` does.
+    `token_loss`. With `processes`, each takes its share of the batches and all get the result; they
+    call the model equally often, as a sharded one asks for. The modules' training flags are as before
+    afterwards. Raises UsageError if there is no token to predict, or as `token_loss` does.
     """
     text = tokens[:max_tokens]
     if len(text) < 2:
         raise UsageError(f"an evaluation needs at least 2 tokens, not {len(text)}")
-    total = 0.0
-    count = 0
+    rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
+    own = islice(windows(text, sequence_length, batch_size), rank, None, size)
+    whole, rest = divmod(len(text) - 1, sequence_length)
+    turns = -(-(-(-whole // batch_size) + bool(rest)) // size)
+    total, count = 0.0, 0
     with evaluation_mode(model):
-        for token_ids in windows(text, sequence_length, batch_size):
+        for _ in range(turns):
+            token_ids = next(own, None)
+            ids = text[:2][None].long() if token_ids is None else token_ids
             with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-                losses = token_loss(model, token_ids.to(device), "none", chunk=chunk)
-            total += losses.cpu().double().sum().item()
-            count += losses.numel()
+                losses = token_loss(model, ids.to(device), "none", chunk=chunk)
+            if token_ids is not None:
+                total += losses.cpu().double().sum().item()
+                count += losses.numel()
+    if processes is not None:
+        sums = torch.tensor((total, count), dtype=torch.float64)
+        processes.mean(sums)
+        total, count = float(sums[0]) * size, round(float(sums[1]) * size)
     return Evaluation(loss=total / count, tokens=count)

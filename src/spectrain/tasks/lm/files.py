@@ -19,6 +19,17 @@ DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def user_path(name: str) -> Path:
+    """The path `name`, "~" resolved. Raises UsageError if there cannot be such a path."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()  # refuses what is too long, or lies in a folder that may not be read
+    except (RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{name!r} cannot be looked for as a path: {reason}") from None
+    return path
+
+
 def read_documents(path: Path, text_field: str | None = None) -> list[str]:
     """The documents of one file: a text file is one, a JSON-lines file one a line; none if empty.
 
@@ -42,8 +53,10 @@ def text_of(record: Mapping[str, object], text_field: str | None, where: str) ->
     field = next((name for name in candidates if name in record), None)
     if field is None:
         wanted = " or ".join(f'"{name}"' for name in candidates)
+        names = ", ".join(sorted(record)) or "none"
+        names = names if len(names) <= 200 else f"{names[:200]}…"
         raise UsageError(
-            f"{where} has no field {wanted}; its fields are {', '.join(sorted(record)) or 'none'}: "
+            f"{where} has no field {wanted}; its fields are {names}: "
             "say which one holds the text (--text-field)"
         )
     text = record[field]

@@ -14,11 +14,14 @@ from torch import nn
 from spectrain.errors import RunError, UsageError
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.tasks.lm import hub
+from spectrain.tasks.lm.files import user_path
 
 # transformers is imported by the functions that need it: the command line reads PRESETS for its
 # help, and should not take seconds to print it.
 
 Overrides = Mapping[str, str | int | float]
+
+MOST_LAYERS = 10_000  # building a billion of them would never end
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _from_preset(preset: Preset, sizes: dict[str, int], overrides: Overrides) ->
 def _from_name(
     name: str, sizes: dict[str, int], sequence_length: int, overrides: Overrides, weights: bool
 ) -> nn.Module:
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.exists():
         if not hub.could_be_hub_name(name) or "/" not in name:
             raise UsageError(_no_such_model(name))
@@ -164,16 +167,7 @@ def _from_name(
 def _from_folder(
     name: str, folder: Path, sizes: dict[str, int], overrides: Overrides, weights: bool
 ) -> nn.Module:
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{name!r} is no transformers model: it has no config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # any parser or unknown architecture
-        raise UsageError(
-            f"the config.json of {name!r} cannot be used: {_one_line(error)}"
-        ) from error
+    config = _read_config(name, folder)
     settings = _coerce(overrides, config.to_dict())
     if any(folder.glob("*.safetensors")):
         config.update(settings)
@@ -189,13 +183,39 @@ def _from_folder(
     return _from_config(lambda: config, overrides)
 
 
+def skeleton(folder: Path) -> nn.Module:
+    """The model that a folder's config.json describes, on the meta device, in training mode.
+
+    Raises UsageError if it describes none.
+    """
+    config = _read_config(str(folder), folder)
+    with torch.device("meta"):
+        return _from_config(lambda: config, {})
+
+
+def _read_config(name: str, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{name!r} is no transformers model: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # any parser or unknown architecture
+        raise UsageError(
+            f"the config.json of {name!r} cannot be used: {_one_line(error)}"
+        ) from error
+
+
 def _from_config(config: Callable[[], Any], overrides: Overrides) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
+        made = _bounded(config())
         model: nn.Module = AutoModelForCausalLM.from_config(
-            config(), attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
+            made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
         )
+    except UsageError:
+        raise
     except Exception as error:  # every architecture objects to impossible shapes in its own way
         settings = ", ".join(f"{key}={value}" for key, value in overrides.items())
         raise UsageError(
@@ -204,10 +224,20 @@ def _from_config(config: Callable[[], Any], overrides: Overrides) -> nn.Module:
     return model.train()
 
 
+def _bounded(config: Any) -> Any:
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise UsageError(
+            f"a model of {layers:.2e} layers was asked for; at most are {MOST_LAYERS:,}"
+        )
+    return config
+
+
 def _with_weights(name: str, folder: Path, config: Any, vocab_size: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     device = torch.get_default_device()
+    _bounded(config)
     try:
         with torch.device("cpu"):  # transformers does not load to meta
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -267,7 +297,7 @@ def _as_type_of(example: object, key: str, value: str | int | float) -> object:
         return value
     try:
         return json.loads(value)  # none, a list or a table says nothing of what goes into it
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from spectrain.errors import UsageError
 from spectrain.tasks.lm import hub
-from spectrain.tasks.lm.files import DECOMPRESS, read_documents
+from spectrain.tasks.lm.files import DECOMPRESS, read_documents, user_path
 from spectrain.tasks.lm.splits import SPLITS, Splits, by_file, by_position, split_named, take
 
 DEFAULT = "python-stdlib"  # how the corpus that needs no download is called
@@ -42,7 +43,7 @@ def find_source(
         raise UsageError(f"max_bytes is {max_bytes}; it must be at least 1")
     if data is None or (data == DEFAULT and not Path(data).exists()):
         return _standard_library(max_bytes)
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.exists():
         name = path.resolve().name
         return _local(name, path, text_field, max_bytes)
@@ -171,6 +172,8 @@ def _contents(root: Path, files: list[str]) -> list[list[str]]:
     contents = []
     for file in files:
         try:
+            if not stat.S_ISREG((root / file).stat().st_mode):  # a pipe or a device has no end
+                raise UsageError(f"{root / file} is no ordinary file: leave it out of the data")
             with open(root / file, "rb") as stream:
                 contents.append([file, hashlib.file_digest(stream, "sha256").hexdigest()])
         except OSError as error:

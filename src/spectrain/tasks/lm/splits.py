@@ -38,7 +38,12 @@ def by_file(files: dict[str, list[str]]) -> Splits:
     """
     splits: Splits = {split: [] for split in SPLITS}
     for name, documents in files.items():
-        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        place = (
+            int.from_bytes(
+                hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big"
+            )
+            / 2**64
+        )
         held_out = "test" if place < HELD_OUT else "validation" if place < 2 * HELD_OUT else "train"
         splits[held_out] += documents
     return splits

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrain.distributed import Processes
 from spectrain.tasks.lm.batches import Batches
 from spectrain.tasks.lm.corpus import Corpus, load_corpus
 from spectrain.tasks.lm.evaluate import evaluate, token_loss
@@ -84,7 +85,13 @@ class LanguageModelling:
         return token_loss(model, batch, chunk=self.options.loss_chunk)
 
     def evaluate(
-        self, model: nn.Module, split: str, *, thorough: bool, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        thorough: bool,
+        dtype: torch.dtype,
+        processes: Processes | None = None,
     ) -> float:
         o = self.options
         return evaluate(
@@ -96,6 +103,7 @@ class LanguageModelling:
             device=next(model.parameters()).device,
             autocast=None if dtype == torch.float32 else dtype,
             chunk=o.loss_chunk,
+            processes=processes,
         ).loss
 
     @torch.no_grad()

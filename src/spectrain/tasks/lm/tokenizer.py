@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spectrain.errors import UsageError
 from spectrain.tasks.lm import hub
+from spectrain.tasks.lm.files import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 TRAINING_CHARACTERS = 20_000_000  # more text than this makes no better BPE, only a slower one
@@ -57,7 +57,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
     Raises UsageError if it is none, or knows no end of text.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if not folder.is_dir():
         if not hub.could_be_hub_name(name):
             raise UsageError(f"there is no folder {name!r} to load a tokenizer from")

@@ -1,0 +1,90 @@
+"""Where a run is between two steps: what a checkpoint keeps beside the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from spectrain.errors import RunError
+from spectrain.method import Method
+from spectrain.runs.checkpoint import Checkpoint
+from spectrain.runs.records import FINITE, NUMBER, OBJECT, TEXT, WHOLE, Each, Maybe, check_record
+
+Phases = Sequence[tuple[Method, int]]  # each with its steps
+
+_SHAPE = {
+    "phase": WHOLE,
+    "phases": [{"method": {"name": TEXT}, "steps": WHOLE}],
+    "first_loss": Maybe(FINITE),
+    "interval": {"steps": WHOLE, "loss": NUMBER, "seconds": NUMBER},
+    "gradient_bytes": WHOLE,
+    "bytes": dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE),
+    "best": Maybe({"step": WHOLE, "loss": FINITE}),
+    "memory": Each(OBJECT),
+}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What has been summed up since the latest row of metrics."""
+
+    steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Best:
+    """The lowest validation loss so far, and its step."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """A run after `step` steps. Sizes are in bytes; `bytes` are those of the largest phase."""
+
+    step: int = 0
+    phase: int = 0
+    first_loss: float | None = None
+    interval: Interval = field(default_factory=Interval)
+    gradient_bytes: int = 0
+    bytes: dict[str, int] = field(
+        default_factory=lambda: {"weights": 0, "gradients": 0, "optimizer": 0}
+    )
+    best: Best | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint, if there is one."""
+        return None if self.best is None else self.best.step
+
+    def record(self, phases: Phases, memory: dict[str, Any]) -> dict[str, Any]:
+        """The content of state.json. memory: `RunMemory.phases`."""
+        listed = [{"method": method.settings(), "steps": steps} for method, steps in phases]
+        return {**asdict(self), "phases": listed, "memory": memory}
+
+    def forked(self) -> Position:
+        """Where a fork begins: what was measured of the run it comes from is not its own."""
+        return replace(Position(), step=self.step, phase=self.phase, first_loss=self.first_loss)
+
+
+def read(found: Checkpoint) -> tuple[Position, dict[str, Any]]:
+    """(position, `RunMemory.phases`) of a checkpoint. Raises RunError if state.json is malformed."""
+    state = found.state()
+    check_record(found.path / "state.json", state, _SHAPE)
+    if not 0 <= state["phase"] < len(state["phases"]):
+        raise RunError(f"{found.path / 'state.json'}: there is no phase {state['phase']}")
+    interval, best = state["interval"], state["best"]
+    position = Position(
+        found.step,
+        state["phase"],
+        state["first_loss"],
+        Interval(interval["steps"], interval["loss"], interval["seconds"]),
+        state["gradient_bytes"],
+        state["bytes"],
+        Best(best["step"], best["loss"]) if best else None,
+    )
+    return position, state["memory"]

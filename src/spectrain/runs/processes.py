@@ -1,0 +1,133 @@
+"""The processes of a run, as torchrun or accelerate start them; most runs have one."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from spectrain.distributed import Processes
+from spectrain.errors import RunError, SpectrainError, UsageError
+from spectrain.memory.rehearsal import repeated_blocks
+
+PATIENCE = timedelta(minutes=30)  # a process waits so long for the others, as for a slow evaluation
+
+
+class Team:
+    """This process and the others of its run. The first one writes, speaks and decides for all."""
+
+    def __init__(self) -> None:
+        """Joins the others where the environment names them (RANK, WORLD_SIZE, MASTER_ADDR).
+
+        Raises RunError if they cannot be reached.
+        """
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0")) if self.size > 1 else 0
+        self.together: Processes | None = None
+        if self.size > 1:
+            self._join()
+
+    def _join(self) -> None:
+        if not dist.is_initialized():
+            # What is decided (a stop, a loss) crosses as CPU tensors, without waiting for a GPU.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            try:
+                dist.init_process_group(backend, timeout=PATIENCE)
+            except (RuntimeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise RunError(f"the {self.size} processes cannot be joined: {reason}") from None
+            atexit.register(dist.destroy_process_group)
+        self.together = Processes()
+
+    @property
+    def first(self) -> bool:
+        """True on the process that writes and speaks."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """A GPU of its own for each process of a machine."""
+        if device.type == "cuda" and device.index is None and self.size > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        return device
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's rows of a batch. Raises UsageError if they cannot be divided evenly."""
+        if len(batch) % self.size:
+            raise UsageError(
+                f"--batch-size {len(batch)} cannot be divided over {self.size} processes: give a "
+                f"multiple of {self.size}"
+            )
+        return batch.chunk(self.size)[self.rank]
+
+    def wrap(self, model: nn.Module, sharded: bool) -> nn.Module:
+        """What to call in training so that gradients are averaged; `sharded` divides the weights, too."""
+        if self.size == 1:
+            return model
+        if not sharded:
+            return DistributedDataParallel(model)
+        for block in repeated_blocks(model):
+            fully_shard(block)
+        fully_shard(model)
+        return model
+
+    def any(self, flag: bool) -> bool:
+        """True on every process if `flag` is on one of them."""
+        return flag if self.together is None else self.together.any(flag, "cpu")
+
+    def mean(self, number: float) -> float:
+        """The mean of all processes' numbers."""
+        if self.together is None:
+            return number
+        found = torch.tensor(number, dtype=torch.float64)
+        self.together.mean(found)
+        return found.item()
+
+    def all(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's tensor of one shape, on the CPU, in the order of ranks."""
+        if self.together is None:
+            return [tensor]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor)
+        return found
+
+    def decide(self, decision: Callable[[], Any]) -> Any:
+        """What `decision` returns on the first process, as JSON has it; its error on all of them."""
+        if self.together is None:
+            return decision()
+        said: dict[str, Any] = {}
+        problem: Exception | None = None
+        if self.first:
+            try:
+                said = {"value": decision()}
+            except Exception as error:
+                problem, said = error, {"error": str(error)}
+        said = json.loads(self._tell(json.dumps(said, default=str).encode()))
+        if problem is not None:
+            raise problem
+        if "error" in said:
+            raise OthersError(said["error"])
+        return said["value"]
+
+    def _tell(self, message: bytes) -> bytes:
+        """The first process's message, on all of them."""
+        length = torch.tensor(len(message))
+        dist.broadcast(length, 0)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.first:
+            content.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        return bytes(content.tolist())
+
+
+class OthersError(SpectrainError):
+    """What went wrong on the first process, which has said it; the others leave without a word."""

@@ -1,0 +1,150 @@
+"""Snapshots: all that a checkpoint holds, copied to host memory, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from spectrain.runs import checkpoint
+from spectrain.runs.files import TEMPORARY, write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state after a step. Training goes on without changing it.
+
+    It costs as much host memory as weights and optimizer state together, from the moment it is taken
+    until it is written; on the CPU that is beside the originals.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    probe: dict[str, Tensor]
+    state: str  # JSON
+    rows: Mapping[str, bytes]  # metrics.jsonl and timing.jsonl
+
+
+def take(
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    probe: tuple[Tensor, Tensor],
+    state: Mapping[str, Any],
+    rows: Mapping[str, bytes],
+) -> Snapshot:
+    """Copy everything; this is what training waits for.
+
+    state: what the loop wants back, as JSON can hold it. rows: the files of `checkpoint.ROWS` as
+    they are now, by name.
+    """
+    tensors, tied = _unique(model.state_dict())
+    moments, numbers = _by_name(model, optimizer)
+    moments["rng/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        moments["rng/cuda"] = torch.cuda.get_rng_state()
+    content = {**state, "step": step, "tied": tied, "numbers": numbers}
+    return Snapshot(
+        step,
+        {name: _copy(t) for name, t in tensors.items()},
+        {name: _copy(t) for name, t in moments.items()},
+        {"input": probe[0], "output": probe[1]},
+        json.dumps(content, indent=2) + "\n",
+        rows,
+    )
+
+
+def write(folder: Path, run: str, snapshot: Snapshot) -> int:
+    """Write the checkpoint under another name, make it durable, rename it; returns its bytes.
+
+    folder: the run's checkpoints/. run: the run's identity. Raises OSError, SafetensorError or
+    RunError if the file system refuses; what was there before is untouched then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{snapshot.step:08d}"
+    partial = folder / f".{final.name}.new{TEMPORARY}"
+    checkpoint.remove(partial)
+    try:
+        partial.mkdir()
+        size = _write_files(partial, run, snapshot)
+        # Only what is damaged or foreign stands in the way: no checkpoint is written twice.
+        checkpoint.discard(final)
+        os.replace(partial, final)
+        _sync_folder(folder)
+    finally:
+        checkpoint.remove(partial)
+    return size
+
+
+def _write_files(folder: Path, run: str, snapshot: Snapshot) -> int:
+    save_file(snapshot.model, folder / "model.safetensors", {"format": "pt"})
+    save_file(snapshot.optimizer, folder / "optimizer.safetensors")
+    save_file(snapshot.probe, folder / "probe.safetensors")
+    write_atomic(folder / "state.json", snapshot.state)
+    for name in checkpoint.ROWS:
+        write_atomic(folder / name, snapshot.rows[name])
+    files = {}
+    for name in checkpoint.FILES:
+        path = folder / name
+        _sync_file(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
+    manifest = {"format": checkpoint.FORMAT, "run": run, "step": snapshot.step, "files": files}
+    write_json(folder / "manifest.json", manifest)
+    _sync_folder(folder)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors with storage of their own, and the names that are tied to one of them."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in state.items():
+        key = tensor.data_ptr(), tensor.shape
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor
+    return tensors, tied
+
+
+def _by_name(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by "parameter/state": tensors, and what is none."""
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for parameter, p in model.named_parameters():
+        for name, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}/{name}"] = value
+            else:
+                numbers[f"{parameter}/{name}"] = value
+    return tensors, numbers
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return copy.copy_(tensor.detach())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows refuses to sync what is open for reading only
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "posix":  # Windows cannot open folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
