@@ -20,6 +20,7 @@ from spectrain.runs.export import export
 from spectrain.runs.interrupt import Interrupted
 from spectrain.runs.loop import DivergedError
 from spectrain.runs.options import RunOptions
+from spectrain.runs.processes import Team
 from spectrain.runs.saving import Saver
 from spectrain.runs.view import Silent
 from spectrain.tasks.lm.task import LanguageModelling
@@ -36,7 +37,7 @@ def test_old_checkpoints_are_dropped_but_never_the_newest_intact_one(tmp_path):
     def save(step, keep):
         options = RunOptions(steps=99, checkpoint_every=5, keep=keep)
         saver = Saver(tmp_path, "run", options, lambda text: None)
-        saver.save(lambda: snapshot.take(step, model, optimizer, probe, {}, rows), None)
+        saver.save(lambda: snapshot.take(step, model, optimizer, probe, {}, rows, Team()), None)
         saver.wait()
 
     for step in (10, 20, 30, 40):
@@ -54,9 +55,9 @@ def test_old_checkpoints_are_dropped_but_never_the_newest_intact_one(tmp_path):
 class Judged(LanguageModelling):
     """Its validation losses are chosen: the best one at step 4, then at 10."""
 
-    def evaluate(self, model, split, *, thorough, dtype):
+    def evaluate(self, model, split, *, thorough, **how):
         if thorough:
-            return super().evaluate(model, split, thorough=thorough, dtype=dtype)
+            return super().evaluate(model, split, thorough=thorough, **how)
         return {2: 5.0, 4: 3.0, 6: 4.0, 8: 3.5, 10: 2.0}[self.steps]
 
     def micro_batches(self, step, seed):

@@ -21,6 +21,7 @@ from spectrain.runs.interrupt import Interrupted
 from spectrain.runs.lm import _train
 from spectrain.runs.lock import locked
 from spectrain.runs.options import RunOptions
+from spectrain.runs.processes import Team
 from spectrain.runs.view import Silent, View
 from spectrain.tasks.lm.corpus import Corpus, load_corpus
 from spectrain.tasks.lm.options import LanguageModelOptions
@@ -100,7 +101,9 @@ def run(
     """What `train lm` does, but for the report."""
     chosen = make_options(**options)
     with locked(directory):
-        return _train(task or make_task(), method, chosen, directory, view or Silent(), fork)
+        return _train(
+            task or make_task(), method, chosen, directory, view or Silent(), Team(), fork
+        )
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:

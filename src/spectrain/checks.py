@@ -103,7 +103,7 @@ def in_gradient_scaler() -> bool:
 
 
 def only_makes_state(optimizer: Optimizer) -> bool:
-    """True in the step at rate zero by which torch.distributed.checkpoint has an optimizer make its state."""
+    """True in the step at rate zero by which torch.distributed.checkpoint makes an optimizer's state."""
     return not optimizer.state and _called_from("state_dict.py", "_init_optim_state")
 
 

@@ -7,6 +7,7 @@ class SpectrainError(Exception):
     """Base of all errors that spectrain raises on purpose; the message names cause and cure."""
 
     exit_code = 1
+    on_all = False  # True where every process of a run comes to it: one of them says it
 
     def __str__(self) -> str:
         """The message in one line, whatever stands in the names and texts that it quotes."""
@@ -19,6 +20,7 @@ class UsageError(SpectrainError, ValueError):
     """What was asked for is impossible: a wrong name, rank, path or order of calls. Exit code 2."""
 
     exit_code = 2
+    on_all = True
 
 
 class SpectrainWarning(UserWarning):

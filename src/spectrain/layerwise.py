@@ -78,11 +78,14 @@ class BackwardSteps:
                 )
             hook = self._hook(name, layer, factors, next(iter(optimizers.values())))
             layer.accumulated = hook
-            self._handles += [p.register_post_accumulate_grad_hook(hook) for p in factors]
+            self._handles += [
+                p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                for p in factors
+            ]
         names = {id(p): n for n, p in model.named_parameters()}
         self._names = [names[id(p)] for m in layers.values() for p in m.factors().values()]
         # Their gradients are averaged here; DistributedDataParallel is told to leave them alone.
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, self._names)
+        _ignore(model, self._names)
 
     def _hook(
         self,
@@ -134,7 +137,7 @@ class BackwardSteps:
         if self._processes is not None:
             together = torch.cat([g.flatten() for g in gradients])
             self._processes.mean(together)
-            parts = together.split([g.numel() for g in gradients])
+            parts = torch.split(together, [g.numel() for g in gradients])
             torch._foreach_copy_(
                 gradients, [a.view_as(b) for a, b in zip(parts, gradients, strict=True)]
             )
@@ -187,4 +190,8 @@ class BackwardSteps:
             handle.remove()
         for layer in self.layers.values():
             layer.accumulated = None
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [])
+        _ignore(self.model, [])
+
+
+def _ignore(model: nn.Module, names: Sequence[str]) -> None:
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]

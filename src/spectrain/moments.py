@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from spectrain.errors import UsageError
 from spectrain.sharding import is_sharded, whole, write_back
 
-# The values that optimizers begin with, by the name of the state; anything else is refused. state and
-# absmax are bitsandbytes': codes of 8 bits and a scale for each block of them, or, where a parameter is
-# small, float32 and no scales; as first values they have zeros, which are code 0 at scale 0.
+# The values that optimizers begin with, by the name of the state; anything else is refused. The last
+# four are bitsandbytes': codes of 8 bits and a scale for each block of them, all zero at the start; where
+# a parameter is small, float32 without scales.
 _AT_START: dict[str, float] = {
     "step": 0.0,
     "exp_avg": 0.0,
@@ -112,16 +112,22 @@ class Moments:
             else:
                 own[name] = state[name]
 
-    def require_editable(self, parameter: Tensor) -> None:
-        """Raise UsageError if the state of `parameter` holds something we could not reset."""
+    def require_editable(self, parameter: Tensor, *, pruned: bool = False) -> None:
+        """Raise UsageError if the state of `parameter` holds something we could not reset, or prune."""
         optimizer = self.optimizer(parameter)
         rule = getattr(optimizer, "optimizer_name", _WITH_FIRST_MOMENT[0])
-        unknown = sorted(k for k, v in self.state(parameter).items() if not _known(k, v, rule))
+        state = self.state(parameter)
+        unknown = sorted(_name(k, v) for k, v in state.items() if not _known(k, v, rule))
         if unknown:
             raise UsageError(
                 f"{type(optimizer).__name__} keeps {', '.join(unknown)} for each parameter, and "
                 "spectrain does not know how to reset that at an event of this method; use AdamW, "
                 "Adam, SGD, Muon, Adafactor or bitsandbytes' AdamW8bit"
+            )
+        if pruned and "row_var" in state:
+            raise UsageError(
+                f"{type(optimizer).__name__} keeps its second moment as a row and a column, of which "
+                'single entries cannot be pruned; use moments="reset", or AdamW'
             )
 
     @torch.no_grad()
@@ -162,13 +168,8 @@ class Moments:
 
         Raises UsageError for Adafactor, whose second moment has no entries of its own.
         """
-        self.require_editable(parameter)
+        self.require_editable(parameter, pruned=True)
         state = self.state(parameter)
-        if "row_var" in state:
-            raise UsageError(
-                f"{type(self.optimizer(parameter)).__name__} keeps its second moment as a row and a "
-                'column, of which single entries cannot be pruned; use moments="reset", or AdamW'
-            )
         names = [n for n in state if n in _MOMENTS and isinstance(state[n], Tensor)]
         if not names:
             return
@@ -240,6 +241,10 @@ def _known(name: str, value: Any, rule: str) -> bool:
     if wrapped and not is_sharded(value):
         return False  # numbers in a form of their own, as torchao's
     return name in _AT_START and isinstance(value, Tensor | float | int)
+
+
+def _name(name: str, value: Any) -> str:
+    return f"{name} (a {type(value).__name__})" if is_traceable_wrapper_subclass(value) else name
 
 
 def _has_entries(value: Tensor, parameter: Tensor, dim: int) -> bool:

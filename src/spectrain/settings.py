@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import MISSING
 from typing import Any
@@ -14,6 +15,19 @@ _BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
     ("above", "above {}", operator.gt),
     ("below", "below {}", operator.lt),
 )
+
+# By the name of a field's type: the value in words, and whether a value is one. What is beyond 64 bits
+# or not finite passes through comparisons, and fails somewhere in a product.
+_KINDS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("bool", "true or false", lambda v: isinstance(v, bool)),
+    ("int", "a whole number", lambda v: _is_number(v, int) and abs(v) < 2**63),
+    ("float", "a number", lambda v: _is_number(v, int | float) and abs(v) < 1e100),
+    ("str", "text", lambda v: isinstance(v, str)),
+)
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def option(
@@ -37,12 +51,15 @@ def option(
 
 
 def check(settings: Any, title: str) -> None:
-    """Raise UsageError, naming field and allowed values, if a value is outside `option`'s bounds."""
+    """Raise UsageError, naming field and allowed values, if a value is outside `option`'s bounds.
+
+    So it does for a value that is none of the field's type: bool, int, float or str.
+    """
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         problem = _problem(f, value)
         if problem:
-            raise UsageError(f"{title}: {f.name} is {value!r}; {problem}")
+            raise UsageError(f"{title}: {f.name} is {_shown(value)}; {problem}")
 
 
 def _problem(f: dataclasses.Field[Any], value: object) -> str:
@@ -57,9 +74,15 @@ def _problem(f: dataclasses.Field[Any], value: object) -> str:
         for name, text, holds in _BOUNDS
         if allowed.get(name) is not None
     ]
-    whole = "int" in str(f.type)
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not bounds or (number and all(holds(value, limit) for _, holds, limit in bounds)):
+    declared = set(re.findall(r"\w+", str(f.type)))
+    kinds = ((words, holds) for name, words, holds in _KINDS if name in declared)
+    kind, is_one = next(kinds, ("", lambda v: True))
+    if is_one(value) and all(holds(value, limit) for _, holds, limit in bounds):
         return ""
-    texts = " and ".join(text for text, _, _ in bounds)
-    return f"it must be {'a whole number' if whole else 'a number'}, {texts}"
+    limits = " and ".join(text for text, _, _ in bounds)
+    return f"it must be {kind}, {limits}" if limits else f"it must be {kind}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
+    return text if len(text) <= 200 else f"{text[:200]}…"

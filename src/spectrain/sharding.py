@@ -38,10 +38,18 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def write_back(full: Tensor, tensor: Tensor) -> None:
-    """Copy this process's part of `full` into the sharded `tensor`; nothing crosses processes."""
+def divided(full: Tensor, like: Tensor) -> Tensor:
+    """`full`, which every process has, sharded as `like` is; as it is where `like` is not sharded."""
+    if not is_sharded(like):
+        return full
     from torch.distributed.tensor import DTensor, Replicate
 
-    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    everywhere = DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    tensor.copy_(everywhere.redistribute(mesh, placements))
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    own = full.to(like.device)
+    everywhere = DTensor.from_local(own, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return everywhere.redistribute(mesh, placements)
+
+
+def write_back(full: Tensor, tensor: Tensor) -> None:
+    """Copy this process's part of `full` into the sharded `tensor`; nothing crosses processes."""
+    tensor.copy_(divided(full, tensor))

@@ -53,6 +53,7 @@ def _train_lm(
     from rich.console import Console
 
     from spectrain.runs.lm import train
+    from spectrain.runs.processes import Team
     from spectrain.runs.view import Terminal
 
     if method not in registered():
@@ -63,10 +64,11 @@ def _train_lm(
         raise UsageError(f"--method {method} needs a value for {flags}")
     chosen = method_from(method, settings)
     options = built(RunOptions, values)
-    console = Console()
-    task = _load_task(values, model_config, console)
+    team = Team()
+    console = Console(quiet=not team.first)
+    task = team.first_then_others(lambda: _load_task(values, model_config, console))
     with Terminal(console, task.unit) as view:
-        result, report = train(task, chosen, options, out, view, fork)
+        result, report = train(task, chosen, options, out, view, fork, team)
     if result.get("failed"):
         raise UsageError(
             f"the run in {out} diverged earlier ({result['failed']}); choose another --out and a "
@@ -151,6 +153,7 @@ def _compare_lm(
     from rich.console import Console
 
     from spectrain.runs.lm import compare
+    from spectrain.runs.processes import Team
     from spectrain.runs.terminal import render
     from spectrain.runs.view import Terminal
 
@@ -171,8 +174,9 @@ def _compare_lm(
         ordinary = list(_rates("--sweep-lr-ordinary", sweep_lr_ordinary))
     options = built(RunOptions, {**values, "lr": 0.0})
     report_seeds = range(options.seed + 1, options.seed + 1 + seeds)
-    console = Console()
-    task = _load_task(values, model_config, console)
+    team = Team()
+    console = Console(quiet=not team.first)
+    task = team.first_then_others(lambda: _load_task(values, model_config, console))
     with Terminal(console, task.unit) as view:
         comparison, report = compare(
             task,
@@ -184,6 +188,7 @@ def _compare_lm(
             max_extensions=extend,
             out=out,
             view=view,
+            team=team,
         )
     console.print(render(comparison))
     text = f"\nReport with curves and spectra: {report}"

@@ -74,8 +74,17 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except SpectrainError as error:
-        _say(f"Error: {error}")
+        if _first() or not error.on_all:
+            _say(f"Error: {error}")
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        if not _is_parting(error):
+            raise
+        _say(
+            "Error: another process of this run has ended, so this one cannot go on; the same command "
+            "continues from the newest checkpoint"
+        )
+        _exit_now(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -110,19 +119,37 @@ def _leave(stop: BaseException) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
     # click turns a KeyboardInterrupt into an Abort and keeps it as the cause.
     said = str(stop.__cause__ or stop)
-    _say(said or "stopped; what was saved is kept, and the same command continues")
+    if _first():
+        _say(said or "stopped; what was saved is kept, and the same command continues")
     if any(thread.name == "spectrain checkpoint" for thread in threading.enumerate()):
         # Only after a second signal. The interpreter's own ending would tear the thread out of
         # native code, and that can abort the process.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_INTERRUPTED)
+        _exit_now(EXIT_INTERRUPTED)
     sys.exit(EXIT_INTERRUPTED)
 
 
+def _exit_now(code: int) -> NoReturn:
+    """Leave without the interpreter's own ending, which waits for threads or tears them apart."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_parting(error: RuntimeError) -> bool:
+    from spectrain.runs.processes import is_parting
+
+    return is_parting(error)
+
+
+def _first() -> bool:
+    """True in the only process of a run, and in the first of several that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show_warning(message: Warning | str, *rest: Any, **named: Any) -> None:
-    _say(f"Warning: {message}")
+    if _first():
+        _say(f"Warning: {message}")
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(text if _first() else f"process {os.environ['RANK']}: {text}", err=True)

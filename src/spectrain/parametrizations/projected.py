@@ -106,7 +106,7 @@ class Projected(Factored):
             self.probe = zero.expand(shape).detach().requires_grad_()
             self._stepped = weakref.ref(self.R)
             if self.accumulated is not None:
-                self.probe.register_post_accumulate_grad_hook(self.accumulated)
+                self.probe.register_post_accumulate_grad_hook(self.accumulated)  # type: ignore[no-untyped-call]
 
     def reduce(self, mean: Callable[[Tensor], None]) -> None:
         if self.probe is not None:

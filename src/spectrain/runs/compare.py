@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spectrain.errors import RunError, UsageError
-from spectrain.runs.directory import make_folder, refuse_foreign
+from spectrain.runs.directory import make_folder, refuse_foreign, what
 from spectrain.runs.files import read_json, write_atomic, write_json
+from spectrain.runs.processes import Team
 from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
 
 __all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
@@ -58,6 +60,7 @@ def run_comparison(
     options: Mapping[str, Any],
     say: Callable[[str], None],
     command: str | None = None,
+    team: Team | None = None,
 ) -> Comparison:
     """Run, or continue, all trials of ``plan`` in the directory ``out``.
 
@@ -67,9 +70,10 @@ def run_comparison(
 
     Raises UsageError if ``out`` holds a comparison with other options, RunError if its trials saw
     different corpora or files cannot be written; whatever ``run_trial`` raises passes through, and
-    calling again continues.
+    calling again continues. ``team``: the processes that work through the plan together.
     """
-    settings = _settle(plan, out, options, command)
+    team = team or Team()
+    settings = team.decide(lambda: _settle(plan, out, options, command))
     kept = load_comparison(out)
     results = dict(kept.results)
     if results:
@@ -83,7 +87,7 @@ def run_comparison(
             say("A best rate lies at the edge of its grid: every method's grid grows by one rate.")
         pending = [trial for trial in progress.trials if trial not in results]
         comparison = Comparison(out, plan, settings, results)
-        write_atomic(out / "results.csv", _table(comparison))
+        team.decide(partial(write_atomic, out / "results.csv", _table(comparison)))
         if not pending:
             return comparison
         trial = pending[0]
@@ -93,7 +97,8 @@ def run_comparison(
         say(f"Trial {place} of {len(progress.trials) + later}: {describe(plan, trial)}")
         directory = comparison.trial_directory(trial)
         # It may be finished already, if it belongs to the report and a trial of the sweep was lost.
-        result = _finished(trial, directory) or run_trial(trial, directory)
+        known = team.decide(partial(_finished, trial, directory))
+        result = known or run_trial(trial, directory)
         _check_corpus(results, trial, result)
         results[trial] = result
         say(f"  {outcome(result)}")
@@ -182,7 +187,7 @@ def _settle(
     if not isinstance(recorded, dict) or recorded.get("kind") != "comparison":
         raise UsageError(f"{out} holds something other than a comparison: choose another --out")
     for part in ("options", "plan"):
-        old, new = recorded[part], settings[part]
+        old, new = what(recorded[part]), what(settings[part])
         for field in (*new, *(field for field in old if field not in new)):
             if old.get(field) != new.get(field):
                 raise UsageError(

@@ -22,6 +22,7 @@ from spectrain.runs.records import OBJECT, TEXT, check_record, read_result
 
 FORMAT = 1
 LOCK = ".lock"
+HOW = ("shard",)  # options of how processes share the work: a run may be continued with others
 _COMPARED = {
     "task": TEXT,
     "options": OBJECT,
@@ -59,11 +60,19 @@ def identity(config: dict[str, Any]) -> str:
     """
     fork = config.get("fork") or {}
     parts = (
-        *(config.get(part) for part in ("task", "method", "options")),
+        *(config.get(part) for part in ("task", "method")),
+        what(config.get("options")),
         (config.get("corpus") or {}).get("fingerprint"),
         *(fork.get(part) for part in ("identity", "step")),
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def what(options: Any) -> Any:
+    """The options that make a run what it is, without those of `HOW`."""
+    if not isinstance(options, dict):
+        return options
+    return {name: value for name, value in options.items() if name not in HOW}
 
 
 def environment() -> dict[str, Any]:
@@ -154,7 +163,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, Any, An
     """Settings in which two configurations differ, as (name, value in a, value in b)."""
     found: list[tuple[str, Any, Any]] = []
     for part in ("task", "method", "options"):
-        x, y = _flat(a.get(part)), _flat(b.get(part))
+        x, y = _flat(what(a.get(part))), _flat(what(b.get(part)))
         if part == "method" and x["name"] != y["name"]:  # then its settings say nothing
             found.append((part, x["name"], y["name"]))
         elif isinstance(x, dict) and isinstance(y, dict):

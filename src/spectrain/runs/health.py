@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from spectrain.errors import SpectrainWarning
 from spectrain.method import Method
+from spectrain.sharding import local
 from spectrain.surgery import parametrized
 
 EXPLODED = 3.0  # a loss so many times the first one is called exploded
@@ -49,4 +50,5 @@ def warn_of_silent_events(method: Method, steps: int, model: nn.Module) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all entries are finite; the sum tells in one pass unless it overflows itself."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    own = local(tensor)
+    return bool(torch.isfinite(own.sum())) or bool(torch.isfinite(own).all())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from spectrain.runs.fork import origin
 from spectrain.runs.lock import locked
 from spectrain.runs.loop import DivergedError, Training
 from spectrain.runs.options import RunOptions
+from spectrain.runs.processes import Team
 from spectrain.runs.report import write_report
 from spectrain.runs.view import View
 from spectrain.surgery import apply, coverage, select
@@ -33,15 +35,26 @@ def train(
     out: Path,
     view: View,
     fork: Path | None = None,
+    team: Team | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Train in the run directory `out`, or continue there; the result and the report's path.
 
     A finished run is not trained again. fork: the run from whose newest checkpoint a new one begins.
+    team: the processes that train together; they share the file system.
     Raises as `Training`, `locked`, `open_directory` and `fork.origin` do.
     """
-    with locked(out):
-        result = _train(task, method, options, out, view, fork)
-        return result, _report(out)
+    team = team or Team()
+    with _locked(out, team):
+        result = _train(task, method, options, out, view, team, fork)
+        return result, _report(out, team)
+
+
+@contextmanager
+def _locked(directory: Path, team: Team) -> Iterator[None]:
+    """`locked` by the first process, for all of them."""
+    with ExitStack() as stack:
+        team.decide(lambda: stack.enter_context(locked(directory)))
+        yield
 
 
 def _train(
@@ -50,20 +63,25 @@ def _train(
     options: RunOptions,
     directory: Path,
     view: View,
+    team: Team,
     fork: Path | None = None,
 ) -> dict[str, Any]:
     """The result of the run in a directory that is locked."""
-    begun_at = origin(fork, directory, task, method, options)
-    config = run_config(
-        task.name, _settings(task, options), method, task.summary(), command_line(), begun_at
-    )
-    result = open_directory(directory, config)
-    return result or Training(task, method, options, directory, view).train()
+
+    def open_it() -> dict[str, Any] | None:
+        begun_at = origin(fork, directory, task, method, options)
+        settings = _settings(task, options)
+        command = command_line()
+        config = run_config(task.name, settings, method, task.summary(), command, begun_at)
+        return open_directory(directory, config)
+
+    result = team.decide(open_it)
+    return result or Training(task, method, options, directory, view, team).train()
 
 
-def _report(directory: Path) -> Path:
+def _report(directory: Path, team: Team) -> Path:
     try:
-        return write_report(directory)
+        return Path(team.decide(lambda: str(write_report(directory))))
     except OSError as error:
         raise RunError(
             f"all results are in {directory}, but its report could not be written: "
@@ -82,6 +100,7 @@ def compare(
     max_extensions: int,
     out: Path,
     view: View,
+    team: Team | None = None,
 ) -> tuple[Comparison, Path]:
     """Methods × learning rates × seeds in `out`, or what of it is missing; and the report's path.
 
@@ -109,13 +128,14 @@ def compare(
         **_settings(task, options),
         "methods": {key: method.settings() for key, method in methods.items()},
     }
+    team = team or Team()
     _check(task, methods, options, view)
-    run_trial = _trial_runner(task, methods, options, view)
-    with locked(out):
+    run_trial = _trial_runner(task, methods, options, view, team)
+    with _locked(out, team):
         comparison = run_comparison(
-            plan, run_trial, out, options=recorded, say=view.say, command=command_line()
+            plan, run_trial, out, options=recorded, say=view.say, command=command_line(), team=team
         )
-        return comparison, _report(out)
+        return comparison, _report(out, team)
 
 
 def _check(
@@ -134,17 +154,21 @@ def _check(
 
 
 def _trial_runner(
-    task: LanguageModelling, methods: Mapping[str, Method], options: RunOptions, view: View
+    task: LanguageModelling,
+    methods: Mapping[str, Method],
+    options: RunOptions,
+    view: View,
+    team: Team,
 ) -> Callable[[Trial, Path], Mapping[str, Any]]:
     def run(trial: Trial, directory: Path) -> Mapping[str, Any]:
         own = dataclasses.replace(
             options, lr=trial.lr, lr_ordinary=trial.lr_ordinary, seed=trial.seed
         )
-        with locked(directory):
+        with _locked(directory, team):
             try:
-                return _train(task, methods[trial.arm], own, directory, _Quiet(view))
+                return _train(task, methods[trial.arm], own, directory, _Quiet(view), team)
             except DivergedError:
-                result: dict[str, Any] = read_json(directory / "result.json")
+                result: dict[str, Any] = team.decide(lambda: read_json(directory / "result.json"))
                 return result
 
     return run

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from spectrain.attachment import attach, detach
-from spectrain.errors import NonFiniteError, RunError, SpectrainWarning
+from spectrain.errors import NonFiniteError, RunError, SpectrainWarning, UsageError
 from spectrain.groups import param_groups
+from spectrain.layerwise import LayerWise
 from spectrain.method import Method
-from spectrain.runs import checkpoint
+from spectrain.runs import checkpoint, randomness
 from spectrain.runs.allocator import keep_freed_memory
 from spectrain.runs.files import write_json
 from spectrain.runs.health import is_lost, not_finite, warn_of_silent_events
@@ -27,12 +29,13 @@ from spectrain.runs.memory import RunMemory, size_of
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
 from spectrain.runs.position import Best, Interval, Position
+from spectrain.runs.processes import LossOf, Team
 from spectrain.runs.records import SPECTRA, read_record
 from spectrain.runs.restore import restore
 from spectrain.runs.saving import Saver
-from spectrain.runs.snapshot import take
+from spectrain.runs.snapshot import Snapshot, take
 from spectrain.runs.spectra import spectra
-from spectrain.runs.start import Start, find_start, write_beginning
+from spectrain.runs.start import Start, find_start_together, write_beginning
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge
 from spectrain.tasks.task import Task
@@ -40,6 +43,8 @@ from spectrain.tasks.task import Task
 
 class DivergedError(RunError):
     """The loss became NaN, infinite or far larger than at the start."""
+
+    on_all = True
 
 
 class Training:
@@ -51,25 +56,48 @@ class Training:
     """
 
     def __init__(
-        self, task: Task, method: Method, options: RunOptions, directory: Path, view: View
+        self,
+        task: Task,
+        method: Method,
+        options: RunOptions,
+        directory: Path,
+        view: View,
+        team: Team | None = None,
     ) -> None:
         self.task, self.method, self.options, self.view = task, method, options, view
         self.directory = directory
-        self.device = options.find_device()
+        self.team = team or Team()
+        self.device = self.team.device(options.find_device())
+        self.team.part(
+            torch.empty(task.batch_shape[1], device="meta")
+        )  # raises if it cannot be divided
         self.dtype = getattr(torch, options.dtype)
         self.phases = method.phases(options.steps)
         self.ends = [sum(n for _, n in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.now = Position()
-        self.memory = RunMemory(task, options, self.device)
+        self._require_possible()
+        self.memory = RunMemory(task, options, self.device, self.team.size)
         if self.device.type == "cpu":
             keep_freed_memory()
 
+    def _require_possible(self) -> None:
+        if self.options.shard and self.team.size == 1:
+            raise UsageError(
+                "--shard divides the weights over processes, and there is one; start several with "
+                "torchrun --nproc-per-node N -m spectrain …"
+            )
+        if self.options.shard and len(self.phases) > 1:
+            raise UsageError(
+                f"--shard: {self.method.title} changes its layers between phases, which sharded "
+                "weights cannot; leave --shard or the warm start out"
+            )
+
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
-        with stop_on_signal(self.view.alert) as stop:
-            start = find_start(self.directory, self.view.say)
+        with stop_on_signal(self.view.alert, self.team.size > 1) as stop:
+            start = find_start_together(self.directory, self.view.say, self.team)
             folder = self.directory / "checkpoints"
-            self.saver = Saver(folder, start.run, self.options, self.view.say)
+            self.saver = Saver(folder, start.run, self.options, self.view.say, self.team.first)
             try:
                 return self._train(start, stop)
             except BaseException:
@@ -100,18 +128,24 @@ class Training:
         self.now, self.memory.phases = start.position, start.memory
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()  # of an earlier trial in this process
-        torch.manual_seed(self.options.seed)
+        seed = self.options.seed
+        torch.manual_seed(seed)
         self.model = self.task.build_model().to(self.device)
         self._enter_phase()
+        randomness.part(self.team, seed)
         if start.found is not None:
-            restore(start.found, self.model, self.optimizer, self.options.build_optimizer)
+            random = restore(start.found, self.model, self.optimizer, self.options.build_optimizer)
+            randomness.give_back(random, self.team, seed, self.now.step)
         if not start.is_continued:
-            write_beginning(start, self.task, self.model, self.directory)
+            first = {} if start.fork else spectra(self.model, "initial", {})
+            self.team.decide(
+                lambda: write_beginning(start, self.task, self.model, self.directory, first)
+            )
         self.saver.begin(self.now.step if start.is_continued else None, self.now.best_step)
         if start.fork is not None:
             self._save(start.rows)
             self.saver.wait()  # from here on the run it was forked from is not needed any more
-        self.log = MetricsLog(self.directory, start.rows)
+        self.log = MetricsLog(self.directory, start.rows, self.team.first)
 
     # --- phases --------------------------------------------------------------------------------
 
@@ -119,12 +153,20 @@ class Training:
         method, steps = self.phases[self.now.phase]
         o = self.options
         self.memory.begin(self.now.phase, method, self.model)
-        apply(self.model, method, o.targets, o.excluded, report=self.view.say)
+        with self.team.same_draws():
+            apply(self.model, method, o.targets, o.excluded, report=self.view.say)
         self.model.to(self.device)
+        model: Any = torch.compile(self.model) if o.compile else self.model
+        loss = LossOf(self.task, model)
+        if o.shard:
+            self.loss: nn.Module = self.team.wrap(loss, sharded=True)
         self.optimizer = self._build_optimizer()
-        attach(self.model, self.optimizer)
+        layerwise = LayerWise(self.task.batch_shape[0], o.clip) if o.layerwise else None
+        group = None if self.team.together is None else dist.group.WORLD
+        attach(loss, self.optimizer, layerwise=layerwise, process_group=group)
+        if not o.shard:
+            self.loss = self.team.wrap(loss, sharded=False)
         warn_of_silent_events(method, steps, self.model)
-        self.run_model: Any = torch.compile(self.model) if self.options.compile else self.model
 
     def _build_optimizer(self) -> Optimizer:
         o = self.options
@@ -157,10 +199,11 @@ class Training:
             self.now = replace(self.now, step=self.now.step + 1)
             steps += 1
             complete = self._is_due() or self.now.step == self.ends[self.now.phase]
+            stop.asked = self.team.any(stop.asked)
             if complete or stop.asked:
                 break
         seconds = before.seconds + time.perf_counter() - began
-        sum_of_losses = total.item()
+        sum_of_losses = self.team.mean(total.item())
         if complete:
             self.now = replace(self.now, interval=Interval())
             self._complete_interval(sum_of_losses / steps, steps, seconds)
@@ -203,7 +246,10 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.model.train()
-        batches = self.task.micro_batches(self.now.step, self.options.seed)
+        batches = [
+            self.team.part(batch)
+            for batch in self.task.micro_batches(self.now.step, self.options.seed)
+        ]
         with self.memory.watching(self.model, self.optimizer):
             return self._train_on(batches)
 
@@ -211,10 +257,11 @@ class Training:
         """One optimizer step; returns its mean loss."""
         total = torch.zeros((), device=self.device)
         low = self.dtype != torch.float32
-        for batch in batches:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
-                loss = self.task.loss(self.run_model, batch.to(self.device)) / len(batches)
-            loss.backward()  # type: ignore[no-untyped-call]
+        for i, batch in enumerate(batches):
+            with self.team.averaging(self.loss, i == len(batches) - 1):
+                with torch.autocast(self.device.type, dtype=self.dtype, enabled=low):
+                    loss = self.loss(batch.to(self.device)) / len(batches)
+                loss.backward()
             total += loss.detach()
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
@@ -230,19 +277,28 @@ class Training:
 
     def _give_up(self, what: str) -> NoReturn:
         """Record how the run was lost, and raise DivergedError."""
+        self._let_the_write_finish()
         bad = not_finite(self.model, self.optimizer)
         where = f"; first non-finite parameter: {bad}" if bad else ""
-        self._let_the_write_finish()
         found = checkpoint.newest(self.saver.folder, self.saver.run).found
         kept = f"; last good checkpoint: step {found.step}" if found else ""
         failure = f"{what} at step {self.now.step}{where}"
-        write_json(self.directory / "result.json", self._result({"failed": failure}))
+        self.team.decide(
+            lambda: write_json(self.directory / "result.json", self._result({"failed": failure}))
+        )
         raise DivergedError(f"training diverged: {failure}{kept}. A lower --lr is the usual cure")
 
     # --- measuring and saving ------------------------------------------------------------------
 
     def _evaluate(self, split: str, thorough: bool) -> float:
-        return self.task.evaluate(self.model, split, thorough=thorough, dtype=self.dtype)
+        with self.team.in_whole(self.loss):
+            return self.task.evaluate(
+                self.model,
+                split,
+                thorough=thorough,
+                dtype=self.dtype,
+                processes=self.team.together,
+            )
 
     def _save(self, rows: Mapping[str, bytes] | None = None) -> None:
         """Copy the state and begin to write it, unless that step is saved or its numbers are lost.
@@ -251,18 +307,21 @@ class Training:
         """
         if self.saver.newest == self.now.step:
             return
-        if not_finite(self.model, self.optimizer):
+        if self.team.any(not_finite(self.model, self.optimizer) is not None):
             self._give_up("NaN or infinite weights")
-        self.saver.save(
-            lambda: take(
-                self.now.step,
-                self.model,
-                self.optimizer,
-                self.task.probe(self.model),
-                self.now.record(self.phases, self.memory.phases),
-                self.log.contents() if rows is None else rows,
-            ),
-            self.now.best_step,
+        self.saver.save(lambda: self._snapshot(rows), self.now.best_step)
+
+    def _snapshot(self, rows: Mapping[str, bytes] | None) -> Snapshot:
+        with self.team.in_whole(self.loss):
+            probe = self.task.probe(self.model)
+        return take(
+            self.now.step,
+            self.model,
+            self.optimizer,
+            probe,
+            self.now.record(self.phases, self.memory.phases),
+            self.log.contents() if rows is None else rows,
+            self.team,
         )
 
     def _let_the_write_finish(self) -> None:
@@ -281,13 +340,20 @@ class Training:
             "validation_loss": self._evaluate("validation", True),
             "test_loss": self._evaluate("test", True),
         }
+        last = spectra(self.model, "final", {})
+        result: dict[str, Any] = self.team.decide(lambda: self._conclude(losses, last))
+        detach(self.model)
+        return result
+
+    def _conclude(self, losses: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
+        """Write the last row, the spectra and the result."""
         self.saver.wait()  # so that a run with a result has its last checkpoint
         self.log.record(step=self.now.step, **losses)
-        before = read_record(self.directory / "spectra.json", SPECTRA) or {}
-        write_json(self.directory / "spectra.json", spectra(self.model, "final", before))
+        first = read_record(self.directory / "spectra.json", SPECTRA) or {}
+        both = {name: {**first.get(name, {}), **last.get(name, {})} for name in {**first, **last}}
+        write_json(self.directory / "spectra.json", both)
         result = self._result({**losses, "failed": None})
         write_json(self.directory / "result.json", result)
-        detach(self.model)
         return result
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,11 @@ class RunMemory:
     "measured", each with "peak" (of an ordinary step), "weights", "gradients" and "optimizer".
     """
 
-    def __init__(self, task: Task, options: RunOptions, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, options: RunOptions, device: torch.device, processes: int = 1
+    ) -> None:
         self.task, self.options, self.device = task, options, device
+        self.processes = processes
         self.phases: dict[str, dict[str, Any]] = {}
         self.device_peak = 0  # of a GPU's allocator, before it was set back for the measured step
 
@@ -41,6 +44,8 @@ class RunMemory:
         if self.entry:  # continued
             return
         self.entry["note"] = self._reason_not_to_measure()
+        if self.processes > 1:
+            return
         try:
             found = self._plan(model)
         except UsageError as error:  # a model of its own kind may train and yet not be planned
@@ -78,6 +83,8 @@ class RunMemory:
         return _PLANS[key]
 
     def _reason_not_to_measure(self) -> str | None:
+        if self.processes > 1:
+            return "neither planned nor measured, since several processes train"
         if self.options.compile:
             return "not measured, since torch.compile makes one operation of many"
         if self.device.type not in ("cpu", "cuda"):

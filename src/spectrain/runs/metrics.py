@@ -20,14 +20,15 @@ class MetricsLog:
 
     rows: both files as the checkpoint has them that the run goes on from, by name; what they hold
     beyond that (of steps that will be made again, or half a row) is dropped. Raises RunError if the
-    disk fails.
+    disk fails. writes: False on a process that leaves the files to another.
     """
 
-    def __init__(self, directory: Path, rows: Mapping[str, bytes]) -> None:
+    def __init__(self, directory: Path, rows: Mapping[str, bytes], writes: bool = True) -> None:
         self.metrics, self.timing = (directory / name for name in ROWS)
+        self.writes = writes
         for path in (self.metrics, self.timing):
             content = rows.get(path.name, b"")
-            if content or path.exists():
+            if writes and (content or path.exists()):
                 write_atomic(path, content)
         times = self._times()
         self.seconds = times[-1][1] if times else 0.0
@@ -72,6 +73,8 @@ class MetricsLog:
         return [(step, float(s)) for step, s in found if WHOLE.holds(step) and FINITE.holds(s)]
 
     def _append(self, path: Path, row: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

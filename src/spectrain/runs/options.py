@@ -51,6 +51,14 @@ class RunOptions:
         "float32", help="arithmetic (weights stay float32)", choices=("float32", "bfloat16")
     )
     compile: bool = option(False, help="torch.compile the model")
+    layerwise: bool = option(
+        False,
+        help="step each layer in the backward pass and free its gradient; --clip then bounds it by layer",
+    )
+    shard: bool = option(
+        False,
+        help="with several processes: divide the weights over them (FSDP2), not only the data",
+    )
     log_every: int = option(10, help="steps between rows of metrics", minimum=1)
     eval_every: int = option(200, help="steps between validations; 0: only at the end", minimum=0)
     checkpoint_every: int = option(

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrain.distributed import Processes
 from spectrain.errors import RunError, SpectrainError, UsageError
 from spectrain.memory.rehearsal import repeated_blocks
+from spectrain.tasks.task import Task
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)  # a process waits so long for the others, as for a slow evaluation
 
 
@@ -45,7 +47,6 @@ class Team:
             except (RuntimeError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise RunError(f"the {self.size} processes cannot be joined: {reason}") from None
-            atexit.register(dist.destroy_process_group)
         self.together = Processes()
 
     @property
@@ -55,7 +56,7 @@ class Team:
 
     def device(self, device: torch.device) -> torch.device:
         """A GPU of its own for each process of a machine."""
-        if device.type == "cuda" and device.index is None and self.size > 1:
+        if str(device) == "cuda" and self.size > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         return device
@@ -79,6 +80,22 @@ class Team:
             fully_shard(block)
         fully_shard(model)
         return model
+
+    def averaging(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """A backward pass; only the last of a step needs gradients to be averaged."""
+        if last or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        return wrapped.no_sync()
+
+    @contextmanager
+    def in_whole(self, wrapped: nn.Module) -> Iterator[None]:
+        """Within the block what is inside of a sharded module may be called, and not the wrapper."""
+        if not isinstance(wrapped, FSDPModule):
+            yield
+            return
+        wrapped.unshard()
+        yield
+        wrapped.reshard()
 
     def any(self, flag: bool) -> bool:
         """True on every process if `flag` is on one of them."""
@@ -105,7 +122,7 @@ class Team:
         if self.together is None:
             return decision()
         said: dict[str, Any] = {}
-        problem: Exception | None = None
+        problem = None
         if self.first:
             try:
                 said = {"value": decision()}
@@ -118,6 +135,24 @@ class Team:
             raise OthersError(said["error"])
         return said["value"]
 
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """What `work` returns; the first process does it alone, and leaves the others what it cached."""
+        found: list[T] = []
+        self.decide(lambda: found.append(work()))
+        return found[0] if found else work()
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Within the block all processes draw the first one's random numbers, and then their own again."""
+        if self.together is None:
+            yield
+            return
+        own = torch.get_rng_state()
+        torch.set_rng_state(self.all(own)[0])
+        yield
+        if not self.first:
+            torch.set_rng_state(own)
+
     def _tell(self, message: bytes) -> bytes:
         """The first process's message, on all of them."""
         length = torch.tensor(len(message))
@@ -129,5 +164,25 @@ class Team:
         return bytes(content.tolist())
 
 
+class LossOf(nn.Module):
+    """A task's loss as a module: what is called in training, so that wrappers see every pass begin."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        super().__init__()
+        self.task, self.model = task, model
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+
 class OthersError(SpectrainError):
     """What went wrong on the first process, which has said it; the others leave without a word."""
+
+    on_all = True
+
+
+def is_parting(error: RuntimeError) -> bool:
+    """Whether `error` is what is left to a process whose companion has ended, killed or in error."""
+    said = str(error).lower()
+    signs = "gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe"
+    return dist.is_initialized() and any(sign in said for sign in signs)

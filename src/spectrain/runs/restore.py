@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from spectrain.errors import RunError
 from spectrain.optimizers import MakeOptimizer
 from spectrain.runs.checkpoint import Checkpoint
+from spectrain.runs.randomness import is_state
 from spectrain.runs.records import OBJECT, TEXT, Each, check_record
+from spectrain.sharding import divided
 
 _STATE = {"tied": Each(TEXT), "numbers": OBJECT}
 _SIZES = (
@@ -31,30 +33,33 @@ Layout = dict[str, Tensor | object]  # an optimizer's state of one parameter, as
 
 def restore(
     found: Checkpoint, model: nn.Module, optimizer: Optimizer, make_optimizer: MakeOptimizer
-) -> None:
-    """Load weights, moments and random-number state; nothing is loaded if anything does not fit.
+) -> dict[str, Tensor]:
+    """Load weights and moments, and return random-number states; nothing is loaded if anything does
+    not fit. Of what is sharded a process loads its part.
 
     make_optimizer: makes an optimizer of this kind, to see what it keeps for a parameter. Rates,
     decay and such are not loaded: they are the optimizer's own. Raises RunError as `check_fit` does.
     """
     tensors, moments, numbers = _read_fitting(found, model, optimizer, make_optimizer)
     states: dict[str, dict[str, Any]] = {}
+    random = {key: moments.pop(key) for key in list(moments) if is_state(key)}
+    parameters = dict(model.named_parameters())
     for key, value in (*moments.items(), *numbers.items()):
         parameter, _, name = key.rpartition("/")
+        if isinstance(value, Tensor) and value.shape == parameters[parameter].shape:
+            value = divided(value, parameters[parameter])
         states.setdefault(parameter, {})[name] = value
-    random = states.pop("rng")
     names = {id(p): name for name, p in model.named_parameters()}
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     content = optimizer.state_dict()
     content["state"] = {i: states[name] for i, name in enumerate(order) if name in states}
     try:
-        model.load_state_dict(tensors)
+        like = model.state_dict()
+        model.load_state_dict({name: divided(t, like[name]) for name, t in tensors.items()})
         optimizer.load_state_dict(content)
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random and torch.cuda.is_available():
-            torch.cuda.set_rng_state(random["cuda"])
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{found.path} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return random
 
 
 def check_fit(
@@ -88,13 +93,14 @@ def _read_fitting(
 
     file = found.path / "optimizer.safetensors"
     moments = _tensors(file)
-    random = {key for key in moments if key in ("rng/cpu", "rng/cuda")}
+    random = {key for key in moments if is_state(key)}
     if "rng/cpu" not in random:
         raise RunError(f"{file}: rng/cpu is missing")
-    _require(file, "rng/cpu", moments["rng/cpu"], torch.get_rng_state().shape, torch.uint8)
-    if "rng/cuda" in random and torch.cuda.is_available():
-        shape = torch.cuda.get_rng_state().shape
-        _require(file, "rng/cuda", moments["rng/cuda"], shape, torch.uint8)
+    for key in random:
+        if key.startswith("rng/cpu"):
+            _require(file, key, moments[key], torch.get_rng_state().shape, torch.uint8)
+        elif torch.cuda.is_available():
+            _require(file, key, moments[key], torch.cuda.get_rng_state().shape, torch.uint8)
     numbers: dict[str, Any] = state["numbers"]
     known = {key: moments[key] for key in moments if key not in random} | numbers
     _check_moments(file, known, model, optimizer, make_optimizer)

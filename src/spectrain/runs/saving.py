@@ -41,15 +41,24 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, run: str, options: RunOptions, say: Callable[[str], None]
+        self,
+        folder: Path,
+        run: str,
+        options: RunOptions,
+        say: Callable[[str], None],
+        writes: bool = True,
     ) -> None:
+        """writes: False on a process that takes part in the copy and leaves the disk to another."""
         self.folder, self.run, self.options, self.say = folder, run, options, say
+        self.writes = writes
         self._saved: int | None = None
         self._write: _Write | None = None
 
     def begin(self, step: int | None, best: int | None) -> None:
         """Clear what a killed process left; `step` and `best` are those of the checkpoint in use."""
         self._saved = step
+        if not self.writes:
+            return
         if self.folder.is_dir():
             for left_over in self.folder.glob(f".*{TEMPORARY}"):
                 checkpoint.remove(left_over)
@@ -74,6 +83,9 @@ class Saver:
         self.wait()
         began = time.perf_counter()
         taken = [take()]
+        if not self.writes:
+            self._saved = taken[0].step
+            return
         thread = threading.Thread(target=self._run, args=(taken,), name=THREAD, daemon=True)
         waited = time.perf_counter() - began
         self._write = _Write(taken[0].step, best, waited, thread)

@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectrain.runs import checkpoint
+from spectrain.runs import checkpoint, randomness
 from spectrain.runs.files import TEMPORARY, write_atomic, write_json
+from spectrain.runs.processes import Team
+from spectrain.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,24 @@ def take(
     probe: tuple[Tensor, Tensor],
     state: Mapping[str, Any],
     rows: Mapping[str, bytes],
+    team: Team,
 ) -> Snapshot:
     """Copy everything; this is what training waits for.
+
+    Sharded tensors are made whole one after the other, for which all processes have to come here; the
+    first one keeps them.
 
     state: what the loop wants back, as JSON can hold it. rows: the files of `checkpoint.ROWS` as
     they are now, by name.
     """
-    tensors, tied = _unique(model.state_dict())
+    tensors, tied = _unique(model.state_dict(keep_vars=True))
     moments, numbers = _by_name(model, optimizer)
-    moments["rng/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        moments["rng/cuda"] = torch.cuda.get_rng_state()
+    moments |= randomness.states(team)
     content = {**state, "step": step, "tied": tied, "numbers": numbers}
     return Snapshot(
         step,
-        {name: _copy(t) for name, t in tensors.items()},
-        {name: _copy(t) for name, t in moments.items()},
+        _copies(tensors, team.first),
+        _copies(moments, team.first),
         {"input": probe[0], "output": probe[1]},
         json.dumps(content, indent=2) + "\n",
         rows,
@@ -107,13 +111,12 @@ def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     """Tensors with storage of their own, and the names that are tied to one of them."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
-    first: dict[tuple[int, torch.Size], str] = {}
+    first: dict[int, str] = {}
     for name, tensor in state.items():
-        key = tensor.data_ptr(), tensor.shape
-        if tensor.numel() and key in first:
-            tied[name] = first[key]
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
         else:
-            first[key] = name
+            first[id(tensor)] = name
             tensors[name] = tensor
     return tensors, tied
 
@@ -131,9 +134,13 @@ def _by_name(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor],
     return tensors, numbers
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return copy.copy_(tensor.detach())
+def _copies(tensors: Mapping[str, Tensor], kept: bool) -> dict[str, Tensor]:
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if kept:
+            copies[name] = torch.empty(full.shape, dtype=full.dtype).copy_(full)
+    return copies
 
 
 def _sync_file(path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectrain.distributed import gathered
+from spectrain.moments import Moments
 from spectrain.surgery import parametrized
 
 LAYERS = 4  # spread evenly over the model, the first and the last among them
@@ -20,6 +22,7 @@ def spectra(model: nn.Module, when: str, before: dict[str, Any]) -> dict[str, An
     found = {name: dict(values) for name, values in before.items()}
     for i in range(count):
         name, layer = layers[round(i * (len(layers) - 1) / max(1, count - 1))]
-        values = torch.linalg.svdvals(layer.dense().float()).tolist()
+        with gathered(layer, Moments([])):
+            values = torch.linalg.svdvals(layer.dense().float()).tolist()
         found.setdefault(name, {})[when] = [round(v, 6) for v in values]
     return found

@@ -16,7 +16,7 @@ from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.directory import identity
 from spectrain.runs.files import CURE, read_json, remove_left_overs, write_json
 from spectrain.runs.position import Position
-from spectrain.runs.spectra import spectra
+from spectrain.runs.processes import Team
 from spectrain.tasks.task import Task
 
 
@@ -73,8 +73,32 @@ def find_start(directory: Path, say: Callable[[str], None]) -> Start:
     return Start(run)
 
 
-def write_beginning(start: Start, task: Task, model: nn.Module, directory: Path) -> None:
-    """Write what a run keeps of its beginning: tokenizer, configuration, first spectra.
+def find_start_together(directory: Path, say: Callable[[str], None], team: Team) -> Start:
+    """`find_start` by the first process, for all of them; they read the same files."""
+    own: list[Start] = []
+
+    def look() -> dict[str, Any]:
+        own.append(find_start(directory, say))
+        found = own[0].found
+        where = {} if found is None else {"path": str(found.path), "step": found.step}
+        return {"run": own[0].run, "fork": own[0].fork, "found": where}
+
+    told = team.decide(look)
+    if own:
+        return own[0]
+    if not told["found"]:
+        return Start(told["run"])
+    found = Checkpoint(Path(told["found"]["path"]), told["found"]["step"])
+    there, memory = position.read(found)
+    if told["fork"] is not None:
+        return Start(told["run"], found, there.forked(), fork=told["fork"])
+    return Start(told["run"], found, there, memory)
+
+
+def write_beginning(
+    start: Start, task: Task, model: nn.Module, directory: Path, values: dict[str, Any]
+) -> None:
+    """Write what a run keeps of its beginning: tokenizer, configuration, first spectra (`values`).
 
     Raises RunError if the disk fails.
     """
@@ -88,4 +112,4 @@ def write_beginning(start: Start, task: Task, model: nn.Module, directory: Path)
             f"could not write tokenizer and configuration to {directory}: {reason}; {CURE}"
         ) from None
     first = fork.first_spectra(start.fork) if start.fork else {}
-    write_json(directory / "spectra.json", first or spectra(model, "initial", {}))
+    write_json(directory / "spectra.json", first or values)
