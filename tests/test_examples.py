@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,27 @@ def run(command):
     return result.stdout
 
 
+def lines_of_ours(example):
+    """The lines of code, not of comment or docstring, that mention spectrain."""
+    tokens = tokenize.generate_tokens(io.StringIO(example.read_text(encoding="utf-8")).readline)
+    return {
+        token.start[0]
+        for token in tokens
+        if token.type == tokenize.NAME and "spectrain" in token.string.lower()
+    }
+
+
+OTHER_LOOPS = (
+    *("bare_loop", "transformers_trainer", "lightning_module", "accelerate_loop"),
+    "muon_and_adamw",
+)
+
+
+@pytest.mark.parametrize("name", OTHER_LOOPS)
+def test_other_peoples_loops_need_at_most_five_lines_of_ours(name):
+    assert 3 <= len(lines_of_ours(ROOT / "examples" / f"{name}.py")) <= 5
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_begins_with_its_command(example):
     assert commands(example)
@@ -62,3 +85,41 @@ def test_vision_transformer(command):
 def test_resume():
     (command,) = commands(ROOT / "examples" / "resume.py")
     assert "identical, bit for bit" in run(command)
+
+
+def test_muon_and_adamw():
+    (command,) = commands(ROOT / "examples" / "muon_and_adamw.py")
+    losses = [float(loss) for loss in re.findall(r"mean squared error (\S+)", run(command))]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_transformers_trainer():
+    pytest.importorskip("accelerate")
+    (command,) = commands(ROOT / "examples" / "transformers_trainer.py")
+    printed = run(command)
+    losses = [float(loss) for loss in re.findall(r"'loss': '(\S+)'", printed)]
+    assert losses[3] < 0.8 * losses[0]
+    assert losses[4:] == losses[2:4]  # resumed
+    assert "resumed run: identical, bit for bit" in printed
+    assert re.search(r"checkpoint-60 is refused: .*load the folder merged", printed)
+    assert float(re.search(r"difference of logits: (\S+)", printed)[1]) < 1e-4
+
+
+def test_accelerate_loop():
+    pytest.importorskip("accelerate")
+    (command,) = commands(ROOT / "examples" / "accelerate_loop.py")
+    printed = run(command)
+    losses = [float(loss) for loss in re.findall(r"mean squared error (\S+)", printed)]
+    assert losses[5] < 0.7 * losses[0]
+    assert "identical, bit for bit" in printed
+
+
+def test_lightning_module():
+    pytest.importorskip("pytorch_lightning")
+    (command,) = commands(ROOT / "examples" / "lightning_module.py")
+    printed = run(command)
+    losses = [float(loss) for loss in re.findall(r" (0\.\d{4})", printed)]
+    assert losses[5] < 0.7 * losses[0]
+    assert losses[6:] == losses[3:6]
+    assert "identical, bit for bit" in printed
+    assert "merged: Linear, GELU, Linear, GELU, Linear again" in printed

@@ -18,8 +18,7 @@ from spectrain.runs.checkpoint import Checkpoint, newest
 from spectrain.runs.directory import identity
 from spectrain.runs.files import read_json, read_rows
 from spectrain.runs.interrupt import Interrupted
-from spectrain.runs.lm import _train
-from spectrain.runs.lock import locked
+from spectrain.runs.lm import _locked, _train
 from spectrain.runs.options import RunOptions
 from spectrain.runs.processes import Team
 from spectrain.runs.view import Silent, View
@@ -99,11 +98,9 @@ def run(
     **options: Any,
 ) -> dict[str, Any]:
     """What `train lm` does, but for the report."""
-    chosen = make_options(**options)
-    with locked(directory):
-        return _train(
-            task or make_task(), method, chosen, directory, view or Silent(), Team(), fork
-        )
+    chosen, team = make_options(**options), Team()
+    with _locked(directory, team):
+        return _train(task or make_task(), method, chosen, directory, view or Silent(), team, fork)
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:

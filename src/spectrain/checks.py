@@ -94,7 +94,7 @@ def check_states(by_method: Mapping[Method, Sequence[Parametrization]], moments:
     for method, layers in by_method.items():
         if method.has_schedule:
             for p in layers[0].factors().values():
-                moments.require_editable(p)
+                moments.require_editable(p, pruned=method.prunes)
 
 
 def in_gradient_scaler() -> bool:

@@ -92,8 +92,18 @@ class Processes:
             owner = layer.index % self.size
             for tensor in _state(layer, moments):
                 self.share(tensor, owner, device)
+            for factor in layer.factors().values():
+                self._share_numbers(moments.state(factor), owner, device)
             if owner != self.rank:
                 layer.forget()  # what it knew of its state is another's
+
+    def _share_numbers(self, state: dict[str, Any], owner: int, device: torch.device) -> None:
+        """Step counters and such, where an optimizer keeps them as plain numbers."""
+        for name, value in state.items():
+            if isinstance(value, int | float):
+                number = torch.tensor(float(value), dtype=torch.float64)
+                self.share(number, owner, device)
+                state[name] = type(value)(number.item())
 
 
 def _state(layer: Parametrization, moments: Moments) -> Iterator[Tensor]:

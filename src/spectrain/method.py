@@ -128,6 +128,11 @@ class Method:
         return 1.0
 
     @property
+    def prunes(self) -> bool:
+        """True if an event zeroes single entries of the optimizer's moments."""
+        return False
+
+    @property
     def has_schedule(self) -> bool:
         """True if training needs `spectrain.attach`: the method acts around steps or at events."""
         hooks = "begin_step", "before_update", "after_update"

@@ -22,6 +22,7 @@ from spectrain.cli.options import (
 from spectrain.errors import UsageError
 from spectrain.method import Method, method_from, registered
 from spectrain.runs.options import RunOptions
+from spectrain.runs.trials import MOST_EXTENSIONS
 from spectrain.tasks.lm.options import LanguageModelOptions
 
 if TYPE_CHECKING:
@@ -235,14 +236,14 @@ COMPARISON: list[click.Parameter] = [
     click.Option(["--sweep-lr-ordinary"], help="rates of everything else to try with each of them"),
     click.Option(
         ["--seeds"],
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=1000),
         default=3,
         show_default=True,
         help="further seeds, on which the results are measured with test data",
     ),
     click.Option(
         ["--extend"],
-        type=click.IntRange(min=0),
+        type=click.IntRange(min=0, max=MOST_EXTENSIONS),
         default=1,
         show_default=True,
         help="how often all grids may grow where a best rate lies at its edge",

@@ -104,6 +104,10 @@ class ReLoRA(LoRA):
         return [(FullRank(), self.warm_start), (adapters, steps - self.warm_start)]
 
     @property
+    def prunes(self) -> bool:
+        return self.moments == "prune"
+
+    @property
     def _restart_every(self) -> int:
         return self.reset_every or self.merge_every
 

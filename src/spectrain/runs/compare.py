@@ -16,8 +16,9 @@ from typing import Any
 
 from spectrain.errors import RunError, UsageError
 from spectrain.runs.directory import make_folder, refuse_foreign, what
-from spectrain.runs.files import read_json, write_atomic, write_json
+from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.processes import Team
+from spectrain.runs.records import OBJECT, PLAN, check_record, read_config, read_result
 from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
 
 __all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
@@ -109,14 +110,15 @@ def load_comparison(directory: Path) -> Comparison:
 
     Raises UsageError if the directory holds none, RunError if its trials saw different corpora.
     """
-    settings = read_json(directory / "config.json")
-    if not isinstance(settings, dict) or settings.get("kind") != "comparison":
+    settings = read_config(directory)
+    if settings is None or settings.get("kind") != "comparison":
         raise UsageError(f"{directory} holds no comparison: it has no config.json of one")
-    if settings["format"] != FORMAT:
+    if (found := settings.get("format")) != FORMAT:
         raise UsageError(
-            f"the comparison in {directory} has format {settings['format']}, this version reads "
-            f"format {FORMAT}: use the version of spectrain that made it"
+            f"the comparison in {directory} has format {found}, this version reads format {FORMAT}: "
+            "use the version of spectrain that made it"
         )
+    check_record(directory / "config.json", settings, {"plan": PLAN})
     plan = _plan_from_json(settings["plan"])
     results: dict[Trial, Result] = {}
     while True:
@@ -179,13 +181,14 @@ def _settle(
     }
     settings: dict[str, Any] = json.loads(json.dumps(asked, default=str))
     make_folder(out)
-    recorded = read_json(out / "config.json")
+    recorded = read_config(out)
     if recorded is None:
         refuse_foreign(out)
         write_json(out / "config.json", settings)
         return settings
-    if not isinstance(recorded, dict) or recorded.get("kind") != "comparison":
+    if recorded.get("kind") != "comparison":
         raise UsageError(f"{out} holds something other than a comparison: choose another --out")
+    check_record(out / "config.json", recorded, {"options": OBJECT, "plan": OBJECT})
     for part in ("options", "plan"):
         old, new = what(recorded[part]), what(settings[part])
         for field in (*new, *(field for field in old if field not in new)):
@@ -200,10 +203,18 @@ def _settle(
 
 def _plan_from_json(content: dict[str, Any]) -> Plan:
     """The plan that ``asdict`` and JSON made ``content`` of: JSON's lists are its tuples."""
-    names = "variations", "learning_rates"
-    arms = (Arm(**arm | {name: tuple(arm[name]) for name in names}) for arm in content["arms"])
     return Plan(
-        arms=tuple(arms),
+        arms=tuple(
+            Arm(
+                arm["key"],
+                arm["title"],
+                tuple(arm["variations"]),
+                arm["schedule"],
+                arm["paper_schedule"],
+                tuple(arm["learning_rates"]),
+            )
+            for arm in content["arms"]
+        ),
         ordinary_rates=tuple(content["ordinary_rates"]),
         sweep_seed=content["sweep_seed"],
         report_seeds=tuple(content["report_seeds"]),
@@ -213,8 +224,8 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
 
 def _finished(trial: Trial, directory: Path) -> Result | None:
     """The trial's result, if it has run to its end there."""
-    result = read_json(directory / "result.json")
-    if not isinstance(result, dict):
+    result = read_result(directory)
+    if result is None:
         return None
     asked: dict[str, Any] = {"lr": trial.lr, "seed": trial.seed}
     if trial.lr_ordinary is not None:

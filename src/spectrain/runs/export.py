@@ -21,6 +21,7 @@ from spectrain.runs.directory import identity
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.options import RunOptions
 from spectrain.surgery import apply, parametrized
+from spectrain.tasks.lm.models import skeleton
 
 AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
 INDEX = "model.safetensors.index.json"
@@ -125,24 +126,22 @@ def _write(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(out / INDEX, index)
     for folder in ("model", "tokenizer"):
-        for file_path in (run / folder).iterdir():
-            shutil.copy2(file_path, out / file_path.name)
-    difference, largest = _compare(out, load_file(found.path / "probe.safetensors"))
+        for path in (run / folder).iterdir():
+            # What spectrain wrote there: data, and nothing that a link leads to.
+            if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.is_symlink():
+                shutil.copy2(path, out / path.name)
+    difference, largest = _compare(out, found.path / "probe.safetensors")
     size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
     return Exported(out, found.step, len(kept), size, difference, largest)
 
 
 def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any]) -> nn.Module:
     """The trained model with its exchanged layers, without any numbers in it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     settings = dict(state["phases"][state["phase"]]["method"])
     method = method_from(settings.pop("name"), settings)
     options = RunOptions(targets=config["options"]["targets"], exclude=config["options"]["exclude"])
+    model = skeleton(run / "model")
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(run / "model")
-        )
         apply(model, method, options.targets, options.excluded, report=None)
     return model
 
@@ -175,18 +174,28 @@ def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(directory: Path, probe: dict[str, Tensor]) -> tuple[float, float]:
-    """(largest difference, largest magnitude) of the logits of the checkpoint at `directory`."""
+def _compare(directory: Path, probe: Path) -> tuple[float, float]:
+    """(largest difference, largest magnitude) of the logits of the checkpoint at `directory`.
+
+    probe: an input and the trained model's logits for it. Raises RunError if it is not of this model.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto").eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", use_safetensors=True, trust_remote_code=False
+        ).eval()
     finally:
         if bars:
             logging.enable_progress_bar()
-    logits = model(input_ids=probe["input"], use_cache=False).logits.float()
-    difference = (logits - probe["output"]).abs().max().item()
-    return difference, probe["output"].abs().max().item()
+    tensors = load_file(probe)
+    ids, output = (tensors.get(name, torch.empty(0)) for name in ("input", "output"))
+    size = model.get_input_embeddings().num_embeddings
+    whole = ids.dtype == torch.int64 and ids.dim() == 2 and ids.numel() > 0
+    if not whole or ids.min() < 0 or ids.max() >= size or output.shape != (*ids.shape, size):
+        raise RunError(f"{probe} is no input and output of this model")
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    return (logits - output).abs().max().item(), output.abs().max().item()

@@ -19,7 +19,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
     Raises RunError if the file system refuses, for example because the disk is full.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="replace") if isinstance(content, str) else content
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)

@@ -192,7 +192,8 @@ class Training:
             self.view.begin(title, self.now.step, self.options.steps)
         before = self.now.interval
         began = time.perf_counter()
-        total = torch.full((), before.loss, device=self.device)
+        own = before.own(self.team.rank, self.team.size)
+        total = torch.full((), own, device=self.device)
         steps = before.steps
         while True:
             total += self._one_step()
@@ -203,12 +204,13 @@ class Training:
             if complete or stop.asked:
                 break
         seconds = before.seconds + time.perf_counter() - began
-        sum_of_losses = self.team.mean(total.item())
+        sums = tuple(self.team.numbers(total.item()))
+        sum_of_losses = sum(sums) / len(sums)
         if complete:
             self.now = replace(self.now, interval=Interval())
             self._complete_interval(sum_of_losses / steps, steps, seconds)
         elif math.isfinite(sum_of_losses):
-            self.now = replace(self.now, interval=Interval(steps, sum_of_losses, seconds))
+            self.now = replace(self.now, interval=Interval(steps, sums, seconds))
         else:
             self._give_up(f"loss {sum_of_losses:.4g}")
 

@@ -17,7 +17,7 @@ _SHAPE = {
     "phase": WHOLE,
     "phases": [{"method": {"name": TEXT}, "steps": WHOLE}],
     "first_loss": Maybe(FINITE),
-    "interval": {"steps": WHOLE, "loss": NUMBER, "seconds": NUMBER},
+    "interval": {"steps": WHOLE, "losses": [NUMBER], "seconds": NUMBER},
     "gradient_bytes": WHOLE,
     "bytes": dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE),
     "best": Maybe({"step": WHOLE, "loss": FINITE}),
@@ -30,8 +30,14 @@ class Interval:
     """What has been summed up since the latest row of metrics."""
 
     steps: int = 0
-    loss: float = 0.0
+    losses: tuple[float, ...] = ()  # their sum on each process
     seconds: float = 0.0
+
+    def own(self, rank: int, size: int) -> float:
+        """The sum that process `rank` of `size` goes on from."""
+        if len(self.losses) == size:
+            return self.losses[rank]
+        return sum(self.losses) / len(self.losses) if self.losses else 0.0
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,12 @@ def read(found: Checkpoint) -> tuple[Position, dict[str, Any]]:
     check_record(found.path / "state.json", state, _SHAPE)
     if not 0 <= state["phase"] < len(state["phases"]):
         raise RunError(f"{found.path / 'state.json'}: there is no phase {state['phase']}")
-    interval, best = state["interval"], state["best"]
+    interval, best = state["interval"], state.get("best")
     position = Position(
         found.step,
         state["phase"],
-        state["first_loss"],
-        Interval(interval["steps"], interval["loss"], interval["seconds"]),
+        state.get("first_loss"),
+        Interval(interval["steps"], tuple(interval["losses"]), interval["seconds"]),
         state["gradient_bytes"],
         state["bytes"],
         Best(best["step"], best["loss"]) if best else None,

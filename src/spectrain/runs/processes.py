@@ -101,13 +101,9 @@ class Team:
         """True on every process if `flag` is on one of them."""
         return flag if self.together is None else self.together.any(flag, "cpu")
 
-    def mean(self, number: float) -> float:
-        """The mean of all processes' numbers."""
-        if self.together is None:
-            return number
-        found = torch.tensor(number, dtype=torch.float64)
-        self.together.mean(found)
-        return found.item()
+    def numbers(self, number: float) -> list[float]:
+        """All processes' numbers, in the order of ranks."""
+        return [float(found) for found in self.all(torch.tensor(number, dtype=torch.float64))]
 
     def all(self, tensor: Tensor) -> list[Tensor]:
         """Every process's tensor of one shape, on the CPU, in the order of ranks."""

@@ -1,0 +1,455 @@
+"""Other people's loops: an interrupted run equals an unbroken one, an unmerged model is never mistaken."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+from cases import RANK, VARIANTS, every_default
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from toys import make_net, same
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import spectrain
+from spectrain.attachment import is_attached
+from spectrain.integrations import transformers as integration
+from spectrain.integrations.transformers import SpectrainCallback, save_merged
+from spectrain.surgery import parametrized
+
+STEPS = 8
+SST = spectrain.SST(RANK, resample_every=3)
+
+
+@pytest.fixture
+def only_safe_loading(monkeypatch):
+    """Whatever torch.load is asked for, it may not unpickle."""
+    load, asked = torch.load, []
+
+    def watched(*args, **kwargs):
+        asked.append(kwargs.get("weights_only"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    yield
+    assert asked
+    assert all(asked)
+
+
+# --- transformers --------------------------------------------------------------------------------
+
+
+def tiny(method, seed=0, kind="llama", tied=False):
+    torch.manual_seed(seed)
+    if kind == "llama":
+        config = LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=tied,
+        )
+    else:
+        config = OPTConfig(
+            vocab_size=32,
+            hidden_size=16,
+            ffn_dim=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+            tie_word_embeddings=tied,
+        )
+    return spectrain.apply(AutoModelForCausalLM.from_config(config), method, report=None)
+
+
+TOKENS = torch.randint(32, (40, 9), generator=torch.Generator().manual_seed(0))
+
+
+def trainer(folder, method, *, seed=0, save_steps=0, callbacks=(), model=None, tokenizer=None):
+    """Trainer on a tiny model, two micro-batches a step."""
+    model = tiny(method, seed) if model is None else model
+    arguments = TrainingArguments(
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=save_steps or 500,
+        logging_steps=1,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    optimizer = torch.optim.AdamW(spectrain.param_groups(model, lr=1e-2, weight_decay=0.1))
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=[{"input_ids": row, "labels": row} for row in TOKENS],
+        optimizers=(optimizer, None),
+        callbacks=[SpectrainCallback(), *callbacks],
+        processing_class=tokenizer,
+    )
+
+
+def result(trained):
+    """Weights, optimizer state and logged losses."""
+    losses = {row["step"]: row["loss"] for row in trained.state.log_history if "loss" in row}
+    return [trained.model.state_dict(), trained.optimizer.state_dict(), losses]
+
+
+@every_default
+def test_trainer_resumes_exactly(method, tmp_path, only_safe_loading):
+    unbroken = trainer(tmp_path, method, save_steps=1)
+    unbroken.train()
+    assert {int(layer.clock) for _, layer in parametrized(unbroken.model)} == {STEPS}
+    for step in (2, 3, 4):  # before, at and after events
+        resumed = trainer(tmp_path, method, seed=step)  # and without saving, which changes nothing
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert same(result(resumed), result(unbroken)), step
+
+
+@pytest.mark.parametrize("name", ["lora-dropout", "sst-frozen-s", "relora-prune-random"])
+def test_trainer_resumes_exactly_with_options(name, tmp_path):
+    unbroken = trainer(tmp_path, VARIANTS[name], save_steps=5)
+    unbroken.train()
+    resumed = trainer(tmp_path, VARIANTS[name], seed=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert same(result(resumed), result(unbroken))
+
+
+class Fails(TrainerCallback):
+    """Raises after step 5, once."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5 and not hasattr(self, "failed"):
+            self.failed = True
+            raise RuntimeError("the machine is gone")
+
+
+@pytest.mark.parametrize("method", [SST, spectrain.GaLore(RANK, refresh_every=3)])
+def test_the_same_trainer_goes_on_after_an_error(method, tmp_path):
+    """Here the checkpoint is loaded into a model that is still attached."""
+    unbroken = trainer(tmp_path / "unbroken", method)
+    unbroken.train()
+    broken = trainer(tmp_path / "broken", method, save_steps=4, callbacks=[Fails()])
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        broken.train()
+    assert is_attached(broken.model)
+    broken.train(resume_from_checkpoint=True)
+    assert not is_attached(broken.model)
+    assert same(result(broken), result(unbroken))
+
+
+def letters():
+    """A tokenizer of 26 letters."""
+    vocabulary = {chr(97 + i): i for i in range(26)} | {"?": 26}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "tied"), [("llama", False), ("llama", True), ("opt", True)], ids=str
+)
+def test_the_merged_model_lies_beside_each_save(kind, tied, tmp_path, monkeypatch):
+    monkeypatch.setattr(integration, "_SHARD", "8KB")  # several shards
+    model = tiny(SST, kind=kind, tied=tied)
+    trainer(tmp_path, SST, model=model, save_steps=STEPS, tokenizer=letters()).train()
+    merged = tmp_path / f"checkpoint-{STEPS}" / "merged"
+    assert len(list(merged.glob("*.safetensors"))) > 1
+    assert not list(merged.parent.glob(".partial*"))
+    loaded, report = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
+    assert not any(report.values())
+    assert loaded.config.architectures == [type(model).__name__]
+    assert AutoTokenizer.from_pretrained(merged).vocab_size == 27
+    before = copy.deepcopy(model.state_dict())
+    expected = spectrain.merge(copy.deepcopy(model))
+    assert same(model.state_dict(), before)
+    assert same(dict(loaded.state_dict()), dict(expected.state_dict()))
+    tied_now = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    assert tied_now is tied
+
+
+LOADERS = [AutoModelForCausalLM, LlamaForCausalLM]
+
+
+def test_an_unmerged_checkpoint_is_refused_with_a_sentence(tmp_path):
+    trained = trainer(tmp_path, SST, save_steps=STEPS)
+    trained.train()
+    for loader in LOADERS:
+        with pytest.raises(ValueError, match="unmerged spectrain model - load the folder merged"):
+            loader.from_pretrained(tmp_path / f"checkpoint-{STEPS}")
+
+
+@pytest.mark.parametrize("shard", ["50GB", "8KB"], ids=["one-file", "shards"])
+def test_whatever_else_trainer_saves_of_an_unmerged_model_is_refused(shard, tmp_path, caplog):
+    """`save_model` calls no callback, so the weights' file itself has to be unfit."""
+    trained = trainer(tmp_path, SST)
+    trained.model.save_pretrained(tmp_path / "saved", max_shard_size=shard)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    for loader in LOADERS:
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            loader.from_pretrained(tmp_path / "saved")
+    logger.removeHandler(caplog.handler)
+    assert "unmerged spectrain model - load the folder merged" in caplog.text
+    plain = LlamaForCausalLM(trained.model.config)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        plain.load_state_dict(trained.model.state_dict(), strict=False)
+    spectrain.merge(trained.model)
+    trained.save_model(str(tmp_path / "merged"))
+    assert LlamaForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)[1]
+
+
+def test_trainer_resumes_from_shards(tmp_path):
+    unbroken = trainer(tmp_path, SST, save_steps=4)
+    unbroken.train()
+    folder = tmp_path / "checkpoint-4"
+    halfway = tiny(SST, seed=5)
+    state = load_file(folder / "model.safetensors")
+    halfway.load_state_dict({n: v for n, v in state.items() if n in halfway.state_dict()})
+    SpectrainCallback().on_init_end(
+        SimpleNamespace(fsdp=None, deepspeed=None), None, None, model=halfway
+    )
+    (folder / "model.safetensors").unlink()
+    halfway.save_pretrained(folder, max_shard_size="8KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    resumed = trainer(tmp_path, SST, seed=1)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert same(result(resumed), result(unbroken))
+
+
+def test_a_full_rank_model_is_ordinary_in_every_save(tmp_path):
+    trained = trainer(tmp_path, spectrain.FullRank())
+    trained.save_model(str(tmp_path / "saved"))
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "saved")
+    weights = loaded.state_dict()
+    assert all(
+        torch.equal(weights[n], v) for n, v in trained.model.state_dict().items() if n in weights
+    )
+
+
+def test_save_merged_refuses_an_ordinary_model(tmp_path):
+    with pytest.raises(spectrain.UsageError, match="no exchanged layers"):
+        save_merged(nn.Linear(2, 2), tmp_path)
+
+
+def test_the_callback_refuses_what_it_cannot_do(tmp_path):
+    for given in (
+        {"fsdp": "full_shard", "deepspeed": None},
+        {"fsdp": "", "deepspeed": "zero.json"},
+    ):
+        with pytest.raises(spectrain.UsageError, match="use DDP"):
+            SpectrainCallback().on_init_end(SimpleNamespace(**given), None, None, model=None)
+    own = trainer(tmp_path, SST)
+    own.optimizer = None  # Trainer makes one, without groups of ours
+    with pytest.raises(spectrain.UsageError, match=r"spectrain\.param_groups"):
+        own.train()
+
+
+PAIR = """
+import sys
+from pathlib import Path
+
+import torch
+from test_integrations import SST, result, same, trainer
+
+folder = Path(sys.argv[1])
+unbroken = trainer(folder, SST, save_steps=3)
+unbroken.train()
+resumed = trainer(folder, SST, seed=1)
+resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
+assert same(result(resumed), result(unbroken))
+torch.save(unbroken.model.state_dict(), folder / f"{unbroken.args.process_index}.pt")
+"""
+
+
+def test_two_processes_resume_exactly_and_write_one_merged_model(tmp_path):
+    program = tmp_path / "pair.py"
+    program.write_text(PAIR)
+    launch = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    run = subprocess.run(
+        [sys.executable, *launch, str(program), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert same(*states)
+    merged = load_file(tmp_path / f"checkpoint-{STEPS}" / "merged" / "model.safetensors")
+    model = tiny(SST)
+    model.load_state_dict({n: v for n, v in states[0].items() if n in model.state_dict()})
+    assert same(merged, dict(spectrain.merge(model).state_dict()))
+
+
+# --- accelerate ----------------------------------------------------------------------------------
+
+
+def rows(count):
+    """Inputs (count, 3, 6) and targets (count, 3, 5)."""
+    draw = torch.Generator().manual_seed(3)
+    return TensorDataset(
+        torch.randn(count, 3, 6, generator=draw), torch.randn(count, 3, 5, generator=draw)
+    )
+
+
+@pytest.fixture
+def _fresh_accelerate():
+    """accelerate keeps its precision for the process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def accelerated(method, folder, *, seed=0, precision="no", saves=(), resume=0):
+    """Two epochs of six steps, each of two micro-batches; saves after steps, or begins after one."""
+    accelerator = Accelerator(
+        cpu=True,
+        mixed_precision=precision,
+        gradient_accumulation_steps=2,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0),
+    )
+    net = spectrain.apply(make_net(seed), method, report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    batches = DataLoader(rows(24), batch_size=2, shuffle=True)
+    net, optimizer, scheduler, batches = accelerator.prepare(net, optimizer, scheduler, batches)
+    spectrain.attach(net, optimizer)
+    if resume:
+        accelerator.load_state(folder / str(resume))
+    losses, done = [], resume
+    for epoch in range(resume // 6, 2):
+        batches.set_epoch(epoch)
+        skipped = 2 * (done - 6 * epoch)
+        for x, y in accelerator.skip_first_batches(batches, skipped):
+            with accelerator.accumulate(net):
+                loss = F.mse_loss(net(x), y)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            done += accelerator.sync_gradients
+            if accelerator.sync_gradients and done in saves:
+                accelerator.save_state(folder / str(done))
+    assert {int(layer.clock) for _, layer in parametrized(net)} == {12}
+    return losses[-2 * (12 - max([resume, *saves])) :], net.state_dict(), optimizer.state_dict()
+
+
+@every_default
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.usefixtures("_fresh_accelerate")
+def test_accelerate_resumes_exactly(method, precision, tmp_path, only_safe_loading):
+    steps = (2, 3, 4)
+    unbroken = accelerated(method, tmp_path, precision=precision, saves=steps)
+    for step in steps:
+        resumed = accelerated(method, tmp_path, seed=step, precision=precision, resume=step)
+        assert same(resumed[1:], unbroken[1:]), step
+    assert resumed[0] == unbroken[0]
+    assert all((tmp_path / str(step) / "model.safetensors").is_file() for step in steps)
+
+
+@every_default
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "foreach"])
+@pytest.mark.usefixtures("_fresh_accelerate")
+def test_a_step_that_accelerate_skips_is_none(method, fused):
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu")  # of itself, it scales on a GPU alone
+    net = spectrain.apply(make_net(), method, report=None)
+    kind = {"fused": True} if fused else {"foreach": True}
+    net, optimizer = accelerator.prepare(
+        net, torch.optim.AdamW(spectrain.param_groups(net, 0.01), **kind)
+    )
+    spectrain.attach(net, optimizer)
+    x, y = rows(4)[:]
+    for factor, clock in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        before = copy.deepcopy([net.state_dict(), optimizer.state_dict()])
+        accelerator.backward(F.mse_loss(net(x), y) * factor)
+        optimizer.step()
+        optimizer.zero_grad()
+        skipped = factor > 1
+        assert same([net.state_dict(), optimizer.state_dict()], before) is skipped
+        assert {int(layer.clock) for _, layer in parametrized(net)} == {clock}
+
+
+# --- Lightning -----------------------------------------------------------------------------------
+
+
+def lightning_run(method, folder, *, seed=0, epochs=4, resume=False, per_epoch=3):
+    """`per_epoch` steps of two micro-batches in each of the epochs."""
+    import pytorch_lightning as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = spectrain.apply(make_net(seed), method, report=None)
+            self.losses = []
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(spectrain.param_groups(self.net, 0.01))
+            spectrain.attach(self.net, optimizer)
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+            return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+        def training_step(self, batch, index):
+            loss = F.mse_loss(self.net(batch[0]), batch[1])
+            self.losses.append(loss.item())
+            return loss
+
+    module = Module()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        accumulate_grad_batches=2,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = DataLoader(rows(4 * per_epoch), batch_size=2)
+    saved = str(folder / "saved.ckpt")
+    trainer.fit(module, batches, ckpt_path=saved if resume else None, weights_only=True)
+    assert {int(layer.clock) for _, layer in parametrized(module)} == {per_epoch * epochs}
+    if epochs < 4:
+        trainer.save_checkpoint(saved)
+    return module.losses, module.state_dict(), trainer.optimizers[0].state_dict()
+
+
+@every_default
+@pytest.mark.parametrize("per_epoch", [2, 3])
+@pytest.mark.filterwarnings("ignore:.*num_workers")
+def test_lightning_resumes_exactly(method, per_epoch, tmp_path, only_safe_loading):
+    pytest.importorskip("pytorch_lightning")
+    unbroken = lightning_run(method, tmp_path, per_epoch=per_epoch)
+    first = lightning_run(method, tmp_path, per_epoch=per_epoch, epochs=2)
+    resumed = lightning_run(method, tmp_path, per_epoch=per_epoch, seed=7, resume=True)
+    assert first[0] + resumed[0] == unbroken[0]
+    assert same(resumed[1:], unbroken[1:])
