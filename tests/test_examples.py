@@ -20,11 +20,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 def commands(example):
     text = ast.get_docstring(ast.parse(example.read_text(encoding="utf-8")))
-    return re.findall(r"^python (examples/.+)$", text, flags=re.MULTILINE)
+    return re.findall(r"^python ((?:-m .+ )?examples/.+)$", text, flags=re.MULTILINE)
 
 
-def run(command):
-    """What the command prints."""
+def run(command, warnings=False):
+    """What the command prints; without warnings, unless they are another library's."""
     result = subprocess.run(
         [sys.executable, *shlex.split(command)],
         cwd=ROOT,
@@ -34,7 +34,7 @@ def run(command):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "Warning" not in result.stderr
+    assert warnings or "Warning" not in result.stderr
     return result.stdout
 
 
@@ -62,7 +62,7 @@ def test_other_peoples_loops_need_at_most_five_lines_of_ours(name):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_begins_with_its_command(example):
     assert commands(example)
-    assert all(command.startswith(f"examples/{example.name}") for command in commands(example))
+    assert all(f"examples/{example.name}" in command for command in commands(example))
     assert f"]({example.name})" in (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 
 
@@ -123,3 +123,17 @@ def test_lightning_module():
     assert losses[6:] == losses[3:6]
     assert "identical, bit for bit" in printed
     assert "merged: Linear, GELU, Linear, GELU, Linear again" in printed
+
+
+def test_the_sharded_example_goes_on_with_another_number_of_processes(tmp_path):
+    lines = []
+    for processes in (2, 1):
+        (command,) = commands(ROOT / "examples" / "fully_shard.py")
+        command = command.replace("--nproc-per-node 2", f"--nproc-per-node {processes}")
+        said = run(f"{command} {tmp_path}", warnings=True)
+        lines.append([line for line in said.splitlines() if line.startswith("steps")])
+    (first, second), (again,) = lines
+    assert first.startswith("steps 0 to 30, 2 processes")
+    assert second.partition(": ")[2] == again.partition(": ")[2]
+    files = {path.suffix for path in (tmp_path / "sharded-checkpoint").iterdir()}
+    assert files == {".json", ".safetensors"}

@@ -43,11 +43,12 @@ def test_large_gradients_never_exist_together():
     for method in (FullRank(), GaLore(4, refresh_every=3)):
         training = Training(method, attach=False)
         spectrain.attach(training.model, training.optimizer, layerwise=LayerWise())
-        seen = []
+        seen: list[int] = []
+        probes = [m.probe for m in training.layers if isinstance(m, Projected)]
 
-        def count(p, layers=training.layers, seen=seen):
+        def count(p, layers=training.layers, seen=seen, probes=probes):
             factors = [q for layer in layers for q in layer.factors().values()]
-            dense = [m.gathered for m in layers if isinstance(m, Projected)]
+            dense = [probe.grad for probe in probes]
             seen.append(sum(g is not None for g in (*(q.grad for q in factors), *dense)))
 
         for layer in training.layers:  # registered later, so called once the layer has been stepped

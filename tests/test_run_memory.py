@@ -36,6 +36,19 @@ def test_the_tasks_own_switches_are_planned(tmp_path, how):
     assert memory["planned"]["peak"] == pytest.approx(memory["measured"]["peak"], rel=0.05)
 
 
+@every_default
+def test_layerwise_steps_are_planned_with_fewer_gradients(tmp_path, method):
+    found = []
+    for layerwise in (False, True):
+        memory = run(tmp_path / str(layerwise), method, steps=9, layerwise=layerwise)["memory"]
+        planned, measured = memory["planned"], memory["measured"]
+        assert planned["gradients"] == measured["gradients"]
+        assert planned["peak"] == pytest.approx(measured["peak"], rel=0.05)
+        found.append(planned)
+    assert found[1]["gradients"] < found[0]["gradients"]
+    assert found[1]["peak"] <= found[0]["peak"]
+
+
 def test_measuring_changes_no_number(tmp_path, monkeypatch):
     run(tmp_path / "watched", SST(4), steps=6)
     monkeypatch.setattr(RunMemory, "_reason_not_to_measure", lambda self: "not wanted")

@@ -151,13 +151,11 @@ def processes_of(model: nn.Module, layers: Iterable[Parametrization]) -> Process
         for name, p in layer.named_parameters():
             if is_sharded(p):
                 _require_rows(p, name)
-                return _several(None)
+                return Processes()  # even if it is one: its tensors are sharded ones all the same
     ddp = _wrapper(model, layers)
-    return None if ddp is None else _several(ddp.process_group, ddp)
-
-
-def _several(group: ProcessGroup | None, wrapper: Any = None) -> Processes | None:
-    return Processes(group, wrapper) if dist.get_world_size(group) > 1 else None
+    if ddp is None or dist.get_world_size(ddp.process_group) == 1:
+        return None
+    return Processes(ddp.process_group, ddp)
 
 
 def _require_rows(p: Any, name: str) -> None:

@@ -36,7 +36,7 @@ MODEL = (
     *("model", "vocab_size", "sequence_length", "batch_size", "accumulate", "loss_chunk"),
     "gradient_checkpointing",
 )
-TRAINING = ("optimizer", "dtype", "device", "targets", "exclude")
+TRAINING = ("optimizer", "dtype", "device", "targets", "exclude", "layerwise")
 UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -117,6 +117,7 @@ def _planner(
             loss=lambda model, ids: token_loss(model, ids, chunk=task.loss_chunk),
             targets=options.targets,
             exclude=options.excluded,
+            layerwise=options.layerwise,
         )
         setting = {
             "model": task.model,

@@ -19,6 +19,7 @@ def plan_table(plan: Plan) -> RenderableType:
     how = [f"batch {s['batch_size']} × {s['sequence_length']} tokens", s["dtype"], s["optimizer"]]
     how += [f"accumulate {s['accumulate']}"] if s["accumulate"] > 1 else []
     how += ["gradient checkpointing"] if s["gradient_checkpointing"] else []
+    how += ["layer-wise stepping"] if s["layerwise"] else []
     how += [f"loss by {s['loss_chunk']} tokens"] if s.get("loss_chunk") else []
     how.append(str(s["device"]))
     title = " · ".join([s.get("model", ""), f"{plan.title} {settings}".strip(), *how])

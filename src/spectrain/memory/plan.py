@@ -126,6 +126,7 @@ def plan(
     device: str | torch.device = "cpu",
     accumulate: int = 1,
     gradient_checkpointing: bool = False,
+    layerwise: bool = False,
     loss: Loss | None = None,
     targets: Targets = "all-linear",
     exclude: Sequence[str] = ("lm_head",),
@@ -139,6 +140,7 @@ def plan(
     optimizer: a class (fused where it can be), the name of one in torch.optim, or a function that
         makes one from parameter groups.
     device: "cpu" or a GPU, where activations are less sure.
+    layerwise: layers are stepped in the backward pass, as by `spectrain.LayerWise`.
     loss: function of model and ids (batch_size, sequence_length + 1), int64, in place of the
         cross-entropy of the next token by `model(input_ids=…).logits`.
     targets, exclude: as in `spectrain.apply`.
@@ -156,6 +158,7 @@ def plan(
         **sizes,
         dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
+        layerwise=layerwise,
         loss=loss,
         targets=targets,
         exclude=exclude,
@@ -166,6 +169,7 @@ def plan(
         "optimizer": getattr(optimizer, "__name__", str(optimizer)),
         "device": str(device),
         "gradient_checkpointing": gradient_checkpointing,
+        "layerwise": layerwise,
     }
     plans = [
         _made(phase, method, rehearse(model, phase, setting, optimizer), words)

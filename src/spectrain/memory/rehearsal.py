@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from spectrain.attachment import attach, detach
 from spectrain.errors import SpectrainError, SpectrainWarning, UsageError
 from spectrain.groups import param_groups
+from spectrain.layerwise import LayerWise
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.memory.clocks import busiest, cycle, fullest, special
 from spectrain.memory.fake import emptied, without_data
@@ -40,6 +41,7 @@ class Setting:
     dtype: torch.dtype = torch.float32  # of autocast; float32 is without it
     accumulate: int = 1  # backward passes of one optimizer step
     gradient_checkpointing: bool = False
+    layerwise: bool = False  # layers stepped in the backward pass
     loss: Loss | None = None  # (model, ids (batch_size, T + 1)); default: next-token cross-entropy
     targets: Targets = "all-linear"
     exclude: Sequence[str] = ("lm_head",)
@@ -178,7 +180,9 @@ class _Stage:
             detach(self.model)
         for layer in self.layers:
             layer.clock = torch.tensor(clock)  # of known value, also without data
-        attach(self.model, self.optimizer)
+        passes = min(self.setting.accumulate, 2)
+        layerwise = LayerWise(passes) if self.setting.layerwise else None
+        attach(self.model, self.optimizer, layerwise=layerwise)
 
 
 def next_token_loss(model: nn.Module, ids: Tensor) -> Tensor:

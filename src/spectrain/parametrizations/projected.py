@@ -150,6 +150,7 @@ class Projected(Factored):
             self.probe.grad = None
 
     def forget(self) -> None:
+        self.discard()  # the graph of a backward pass still holds the leaf, and all it has
         self.probe = None
         self._refreshed = None
 

@@ -64,7 +64,8 @@ class Spectral(Factored):
         self.s_active = nn.Parameter(s[:rank].clone())
         self.U_active = nn.Parameter(U[:rank].clone())
         self.V_active = nn.Parameter(V[:rank].clone())
-        self.s_frozen = nn.Parameter(s[rank:].clone())
+        # Without numbers there is nothing to train; fully_shard cannot reduce an empty gradient.
+        self.s_frozen = nn.Parameter(s[rank:].clone(), requires_grad=rank < self.size)
         self.U_frozen = nn.Parameter(U[rank:].to(frozen, copy=True), requires_grad=False)
         self.V_frozen = nn.Parameter(V[rank:].to(frozen, copy=True), requires_grad=False)
         self.register_buffer("sampled_at", torch.full((self.size,), -1, device=weight.device))

@@ -64,7 +64,7 @@ class RunMemory:
         accumulate, batch_size, length = self.task.batch_shape
         shapes = [(name, tuple(p.shape)) for name, p in model.named_parameters()]
         task = getattr(self.task, "options", self.task.name)
-        how = o.optimizer, o.dtype, str(self.device), o.targets, o.exclude
+        how = o.optimizer, o.dtype, str(self.device), o.targets, o.exclude, o.layerwise
         key = repr((self.method.settings(), self.task.batch_shape, how, task, shapes))
         if key not in _PLANS:
             _PLANS[key] = plan(
@@ -79,6 +79,7 @@ class RunMemory:
                 loss=self.task.loss,
                 targets=o.targets,
                 exclude=o.excluded,
+                layerwise=o.layerwise,
             )
         return _PLANS[key]
 

@@ -14,7 +14,7 @@ from spectrain.errors import RunError, SpectrainWarning
 from spectrain.runs import checkpoint, fork, position
 from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.directory import identity
-from spectrain.runs.files import CURE, read_json, remove_left_overs, write_json
+from spectrain.runs.files import CURE, read_json, write_json
 from spectrain.runs.position import Position
 from spectrain.runs.processes import Team
 from spectrain.tasks.task import Task
@@ -44,11 +44,9 @@ class Start:
 def find_start(directory: Path, say: Callable[[str], None]) -> Start:
     """Look in a run's directory, which `open_directory` has made, and say what is found.
 
-    Clears what a process left there that was killed while it wrote. Raises RunError if there are
-    checkpoints that belong to another run or version, and none that can be used: nothing is to be
-    overwritten then.
+    Raises RunError if there are checkpoints that belong to another run or version, and none that can
+    be used: nothing is to be overwritten then.
     """
-    remove_left_overs(directory)
     config = read_json(directory / "config.json")
     run, record = identity(config), config.get("fork")
     folder = directory / "checkpoints"
