@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint types benchmark benchmark-speed clean
@@ -14,10 +15,10 @@ demo: $(VENV)/.train  ## compare five methods on the built-in corpus (a few minu
 	$(BIN)/python -m spectrain demo --out $(RUNS)/demo
 
 test: $(VENV)/.test  ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: $(VENV)/.test  ## run the tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.dev  ## check style
 	$(BIN)/ruff check .

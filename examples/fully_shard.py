@@ -1,6 +1,6 @@
 """Sharded training (FSDP2) with checkpoints that any number of processes can load. Seconds on two cores:
 
-python -m torch.distributed.run --nproc-per-node 2 examples/fully_shard.py
+python -m torch.distributed.run --standalone --nproc-per-node 2 examples/fully_shard.py
 
 Each process holds a part of every weight, gradient and moment. Checkpoints are safetensors, written and
 read by torch.distributed.checkpoint: nothing is unpickled. Try it again with --nproc-per-node 1: it goes on

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -276,3 +278,35 @@ def test_detach_takes_every_hook_off(method):
     training.run(2, 4)
     unbroken = Training(method).run(0, 4)
     assert same(training.model.state_dict(), unbroken.model.state_dict())
+
+
+@every_method
+def test_an_attached_model_can_be_pickled(method):
+    training = Training(method).run(0, 3)
+    copied = pickle.loads(pickle.dumps(training.model))  # as a spawned process is sent it
+    assert same(copied.state_dict(), training.model.state_dict())
+    assert not any(layer.attached for _, layer in parametrized(copied))
+
+
+def test_a_skipped_step_of_one_of_two_optimizers_begins_a_new_round():
+    net = spectrain.apply(make_net(), SST(4, resample_every=3, warmup=0), report=None)
+    parts = [list(layer.factors().values()) for layer in (net.wide, net.square)]
+    rest = [p for layer in (net.tall, net.conv) for p in layer.factors().values()]
+    optimizers = [torch.optim.SGD(parts[0] + rest, 0.01), torch.optim.SGD(parts[1], 0.01)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spectrain.attach(net, optimizers)
+
+    def step(both):
+        x, y = batch(0)
+        F.mse_loss(net(x), y).backward()
+        for optimizer in optimizers if both else optimizers[:1]:
+            optimizer.step()
+        net.zero_grad()
+
+    step(both=False)
+    assert int(net.wide.clock) == 0
+    step(both=True)
+    assert int(net.wide.clock) == 1
+    norms = torch.linalg.vector_norm(net.wide.U_active, dim=1)
+    torch.testing.assert_close(norms, torch.ones_like(norms))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from cases import every_method
+from torch import nn
 from torch.nn import functional as F
 from toys import Training, batch, make_net, same
 
@@ -118,3 +119,39 @@ def test_detach_takes_the_hooks_away():
     training.backward(1, 1)
     assert all(torch.equal(p, before[n]) for n, p in training.model.named_parameters())
     assert training.layers[0].B.grad is not None
+
+
+def test_a_refused_attach_leaves_nothing_behind():
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    spectrain.apply(net, LoRA(2), targets=("0",), report=None)
+    spectrain.apply(net, GaLore(2), targets=("1",), report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    with pytest.raises(UsageError, match="GaLore with LayerWise"):
+        spectrain.attach(net, optimizer, layerwise=LayerWise(accumulate=2))
+    spectrain.attach(net, optimizer)
+    net(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    assert int(net[0].clock) == 1
+
+
+def test_after_a_refused_step_a_right_one_is_taken():
+    training = Training(SST(4), attach=False)
+    spectrain.attach(training.model, training.optimizer, layerwise=LayerWise(accumulate=2))
+    with pytest.raises(UsageError, match="waits for 2"):
+        training.step(0, micro_batches=1)
+    training.optimizer.zero_grad()
+    training.step(0, micro_batches=2)
+    assert int(training.model.wide.clock) == 1
+
+
+def test_names_that_are_ignored_already_stay_ignored():
+    net = make_net()
+    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        net, ["norm.bias"]
+    )
+    spectrain.apply(net, LoRA(4), report=None)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    spectrain.attach(net, optimizer, layerwise=LayerWise())
+    assert set(net._ddp_params_and_buffers_to_ignore) > {"norm.bias", "wide.A"}
+    spectrain.detach(net)
+    assert net._ddp_params_and_buffers_to_ignore == ["norm.bias"]

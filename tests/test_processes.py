@@ -22,19 +22,25 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from toys import batch, make_net, same
 
 import spectrain
 from spectrain import LayerWise, linalg
+from spectrain.errors import NonFiniteError
 from spectrain.method import Method
 from spectrain.methods import galore, relora, sst
 
 STEPS = 8
 WHOLE = StateDictOptions(full_state_dict=True)
 # Each process draws a mask of its own, so no single process has the same dropout.
-METHODS = {name: method for name, method in CASES.items() if name != "lora-dropout"}
+METHODS = {
+    name: method
+    for name, method in CASES.items()
+    if name != "lora-dropout" and not method.against_processes()
+}
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 
 
@@ -103,11 +109,7 @@ def test_two_processes_equal_one(pair, method):
     ddp = pair.call(train, method, "ddp")
     assert same(ddp[0], ddp[1])
     close(ddp[0], alone)
-    if getattr(method, "refresh", "") == "same_step":
-        with pytest.raises(AssertionError, match="UsageError: GaLore: refresh='same_step' needs"):
-            pair.call(train, method, "fsdp")
-    else:
-        close(pair.call(train, method, "fsdp")[0], alone)
+    close(pair.call(train, method, "fsdp")[0], alone)
     layerwise = pair.call(train, method, "layerwise")
     assert same(layerwise[0], layerwise[1])
     close(layerwise[0], alone)
@@ -223,25 +225,83 @@ def test_wrong_orders_are_refused_with_the_reason(pair):
     pair.call(wrap_in_the_wrong_order)
 
 
-def fail_on_one() -> str:
-    method = CASES["sst-rounds"]
+def fail_on_one(error: Exception) -> tuple[str, str]:
+    def fail(layers: object) -> None:
+        raise error
+
     with pytest.MonkeyPatch.context() as patch:
         if dist.get_rank():
             patch.setattr(sst, "redecompose", fail)
         with pytest.raises(RuntimeError) as caught:
-            train(method, "ddp")
-    return str(caught.value)
+            train(CASES["sst-rounds"], "ddp")
+    return type(caught.value).__name__, str(caught.value)
 
 
-def fail(layers: object) -> None:
-    raise RuntimeError("no convergence")
+@pytest.mark.parametrize("error", [RuntimeError("no convergence"), NonFiniteError("has NaN")])
+def test_an_event_that_fails_on_one_process_ends_all_of_them(pair, error):
+    """All of them with a divergence if it is one, so that all go on in the same way."""
+    (kind, said), own = pair.call(fail_on_one, error)
+    assert kind == ("NonFiniteError" if isinstance(error, NonFiniteError) else "RunError")
+    assert said == "an event failed on another process, which says why"
+    assert own == (type(error).__name__, str(error))
 
 
-def test_an_event_that_fails_on_one_process_ends_all_of_them(pair):
-    assert pair.call(fail_on_one) == [
-        "an event failed on another process, which says why",
-        "no convergence",
-    ]
+def one_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    x, y = batch(0)
+    F.mse_loss(model(x), y).backward()
+    optimizer.step()
+
+
+def join_what_cannot_be_joined() -> None:
+    """Columns of a later layer; other starts under LayerWise; a basis that each decides for itself."""
+    net = spectrain.apply(make_net(), CASES["lora"], report=None)
+    fully_shard(net.tall)
+    fully_shard(net.wide, shard_placement_fn=lambda p: Shard(1) if p.ndim > 1 else Shard(0))
+    x, y = batch(0)
+    optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+    spectrain.attach(net, optimizer)
+    F.mse_loss(net(x), y).backward()
+    with pytest.raises(spectrain.UsageError, match="is sharded by columns"):
+        optimizer.step()
+    for method, how, said in (
+        (CASES["lora"], LayerWise(), "the processes' factors differ"),
+        (CASES["galore-same-step"], None, "same_step' is decided by each for itself"),
+    ):
+        net = spectrain.apply(make_net(), method, report=None)
+        if dist.get_rank() and how is not None:
+            net.wide.A.data.neg_()
+        optimizer = torch.optim.AdamW(spectrain.param_groups(net, 0.01))
+        spectrain.attach(net, optimizer, layerwise=how)
+        model = DistributedDataParallel(net)
+        with pytest.raises(
+            spectrain.UsageError, match=said
+        ):  # in the first, LayerWise: in backward
+            one_step(model, optimizer)
+
+
+def test_what_cannot_be_joined_is_refused(pair):
+    pair.call(join_what_cannot_be_joined)
+
+
+def train_with_numbers() -> dict[str, Any]:
+    """An optimizer that keeps its step counter as a plain number."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    net = spectrain.apply(make_net(), CASES["sst"], report=None)
+    optimizer = bitsandbytes.optim.AdamW8bit(spectrain.param_groups(net, 0.01), min_8bit_size=0)
+    spectrain.attach(net, optimizer)
+    model = DistributedDataParallel(net)
+    for step in range(STEPS):
+        x, y = (t.chunk(2)[dist.get_rank()] for t in batch(step))
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    steps = {n: optimizer.state[p]["step"] for n, p in net.named_parameters() if p.requires_grad}
+    return {**net.state_dict(), **steps}
+
+
+def test_plain_numbers_of_an_optimizer_are_shared_too(pair):
+    first, second = pair.call(train_with_numbers)
+    assert same(first, second)
 
 
 def train_apart() -> dict[str, Any]:

@@ -18,14 +18,16 @@ from test_checkpoint import flip
 from tiny import Stopping, final, make_options, make_task, rows, run, same
 from torch import distributed as dist
 
-from spectrain import FullRank, LoRA, ReLoRA
-from spectrain.errors import RunError, SpectrainWarning, UsageError
+from spectrain import SST, FullRank, LoRA, ReLoRA
+from spectrain.errors import NonFiniteError, RunError, SpectrainWarning, UsageError
 from spectrain.method import Method, registered
+from spectrain.methods import sst
 from spectrain.runs.files import read_json
 from spectrain.runs.interrupt import Interrupted
 from spectrain.runs.lm import compare
 from spectrain.runs.processes import OthersError
 from spectrain.runs.view import Silent
+from spectrain.tasks.lm.task import LanguageModelling
 
 METHODS = {key: small(cls) for key, cls in registered().items()} | {
     "relora-warm-start": ReLoRA(4, merge_every=3, warm_start=5, rewarm=2),
@@ -141,6 +143,56 @@ def test_two_processes_continue_bit_for_bit(pair, tmp_path, shard):
     assert not torch.equal(*states.values())
 
 
+class StoppingLate(LanguageModelling):
+    """Sends one process a SIGINT while both of them evaluate."""
+
+    def evaluate(self, model, split, **how):
+        if dist.get_rank() == 1:
+            signal.raise_signal(signal.SIGINT)
+        return super().evaluate(model, split, **how)
+
+
+def stop_late(directory: Path) -> Any:
+    return joined(run, directory, LoRA(4), make_task(kind=StoppingLate))
+
+
+def test_a_signal_to_one_process_while_they_measure_stops_both(pair, tmp_path):
+    run(tmp_path / "whole", LoRA(4))
+    answers = pair.call(stop_late, tmp_path / "parts")
+    assert [kind for kind, _ in answers] == ["Interrupted", "Interrupted"]
+    assert "stopped at step 6" in answers[0][1]
+    run(tmp_path / "parts", LoRA(4))
+    close(tmp_path / "whole", tmp_path / "parts")
+
+
+def fork(old: Path, new: Path) -> Any:
+    return joined(run, new, FullRank(), fork=old, steps=14, shard=True)
+
+
+def test_a_sharded_run_can_be_forked(pair, tmp_path):
+    run(tmp_path / "old", FullRank())
+    first, second = pair.call(fork, tmp_path / "old", tmp_path / "new")
+    assert first == second
+    assert first["steps"] == 14
+
+
+def lose_at_an_event(directory: Path) -> Any:
+    def lost(layers):
+        raise NonFiniteError("a weight matrix has NaN")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr(sst, "redecompose", lost)
+        method = SST(4, resample_every=3, iterations_per_round=1)
+        return joined(run, directory, method)
+
+
+def test_weights_that_one_process_finds_lost_at_an_event_end_the_run_in_both(pair, tmp_path):
+    first, second = pair.call(lose_at_an_event, tmp_path)
+    assert first[0] == second[0] == "DivergedError"
+    assert "weights" in read_json(tmp_path / "result.json")["failed"]
+
+
 def damaged(directory: Path, method: Method) -> Any:
     if dist.get_rank() == 0:
         flip(directory / "checkpoints" / "step-00000010")
@@ -227,7 +279,14 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_goes_on(tm
         *("--batch-size", "4", "--steps", "100000", "--checkpoint-every", "5", "--eval-every", "0"),
         *("--out", str(out)),
     ]
-    several = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    several = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SPECTRAIN_CACHE": str(tmp_path / "cache")}
 
     def start() -> subprocess.Popen[bytes]:

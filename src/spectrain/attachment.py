@@ -17,8 +17,8 @@ from spectrain.errors import SpectrainWarning, UsageError
 from spectrain.layerwise import BackwardSteps, LayerWise
 from spectrain.method import Event, Method
 from spectrain.moments import Moments
+from spectrain.optimizers import is_skipped, unscale, unwrapped
 from spectrain.parametrizations.base import Parametrization, full_precision
-from spectrain.sharding import local
 from spectrain.surgery import parametrized
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def attach(
     Takes one optimizer or several that step different parameters; accelerate's wrapper is looked
     through. Works with gradient accumulation, learning-rate schedulers (a rate scaled for a warm-up
     is restored right after the step), gradient scalers (a skipped step is no step), and with several
-    processes: DistributedDataParallel and `fully_shard` are recognised at the first step; what is
-    drawn or decomposed is decided once, for all. `process_group` names the processes where neither is
+    processes: DistributedDataParallel and `fully_shard` are recognised at the first step; what events
+    draw or decompose is decided once, for all. `process_group` names the processes where neither is
     there and gradients are averaged by hand.
 
     layerwise: step each layer inside the backward pass, see `LayerWise`.
@@ -54,7 +54,7 @@ def attach(
         raise UsageError("attach: this model is attached already; call spectrain.detach first")
     many = optimizer if isinstance(optimizer, Sequence) else [optimizer]
     together = None if process_group is None else Processes(process_group)
-    _ATTACHED.add(Attachment(model, [_unwrap(o) for o in many], layerwise, together))
+    _ATTACHED.add(Attachment(model, [unwrapped(o) for o in many], layerwise, together))
 
 
 def detach(model: nn.Module) -> None:
@@ -115,6 +115,7 @@ class Attachment:
         self._begun: set[int] = set()
         self._scaled: list[tuple[dict[str, Any], Any]] = []
         self._joined = self._checked = False
+        self._take_clock()
         self._backward = (
             None
             if layerwise is None
@@ -139,7 +140,6 @@ class Attachment:
             with torch.enable_grad():
                 loss = closure()
             args, kwargs = (optimizer, lambda: loss), {}
-        self._begun.add(id(optimizer))
         for layer in self.layers.values():
             layer.release()
         self._restore_rates()  # of a step that raised between the hooks
@@ -147,9 +147,14 @@ class Attachment:
             self._take_clock()
         if self._backward is not None:
             self._backward.refuse_scaler(optimizer)
-        if _is_skipped(optimizer):
+        if is_skipped(optimizer):
             return args, kwargs
-        _unscale(optimizer)
+        unscale(optimizer)
+        self._begun.add(id(optimizer))
+        if (
+            id(optimizer) not in self._waiting
+        ):  # another one's step was skipped: this is a new round
+            self._waiting = {id(o) for o in self.drivers}
         if len(self._waiting) == len(self.drivers):
             self._begin_update()
         if self._backward is None:
@@ -176,7 +181,7 @@ class Attachment:
         if self._backward is not None and self._backward.stepping:
             return
         # An optimizer whose step calls its parent class's runs the hooks of both: one step all the same.
-        if _is_skipped(optimizer) or id(optimizer) not in self._begun:
+        if is_skipped(optimizer) or id(optimizer) not in self._begun:
             return
         self._begun.discard(id(optimizer))
         self._waiting.discard(id(optimizer))
@@ -256,6 +261,9 @@ class Attachment:
         self.processes = self.processes or processes_of(self.model, layers)
         if self.processes is None:
             return
+        for method in self.by_method:
+            if reason := method.against_processes():
+                raise UsageError(f"{method.title} with several processes: {reason}")
         self.processes.require_equal(
             torch.stack([t for layer in layers for t in (layer.seed, layer.clock)]),
             "the processes' layers have different seeds or clocks, so they would draw different "
@@ -307,38 +315,6 @@ class Attachment:
         for group, rate in self._scaled:
             group["lr"] = rate
         self._scaled.clear()
-
-
-def _unwrap(optimizer: Any) -> Optimizer:
-    inner = optimizer
-    while not isinstance(inner, Optimizer) or type(inner).__name__ == "AcceleratedOptimizer":
-        if not hasattr(inner, "optimizer"):
-            raise UsageError(
-                f"attach: {type(optimizer).__name__} is no torch.optim optimizer; pass the one "
-                "whose step() you call, or a sequence of them"
-            )
-        inner = inner.optimizer
-    return inner
-
-
-def _is_skipped(optimizer: Optimizer) -> bool:
-    """True in a fused step that a gradient scaler has marked as overflowed."""
-    found: Tensor | None = getattr(optimizer, "found_inf", None)
-    return found is not None and bool(found.any())
-
-
-def _unscale(optimizer: Optimizer) -> None:
-    """Divide the gradients by a gradient scaler's factor, where it left that to a fused step.
-
-    A step rule that looks at gradients must see the true ones.
-    """
-    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-    if scale is not None:
-        gradients = [
-            local(p.grad) for g in optimizer.param_groups for p in g["params"] if p.grad is not None
-        ]
-        torch._foreach_div_(gradients, scale.to(gradients[0].device))
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
 
 
 def _unique(items: Any) -> list[Any]:

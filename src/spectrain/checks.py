@@ -16,6 +16,8 @@ from spectrain.parametrizations.base import Parametrization
 
 _REFUSED = {
     "LBFGS": "it evaluates the loss several times within a step, so a step has no single gradient",
+    "ZeroRedundancyOptimizer": "it keeps its state out of reach, divided over processes; use "
+    "fully_shard to divide it",
     "SparseAdam": "it takes sparse gradients only, and factors have dense ones",
 }
 

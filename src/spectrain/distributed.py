@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from spectrain.errors import RunError, UsageError
+from spectrain.errors import NonFiniteError, RunError, UsageError
 from spectrain.moments import Moments
 from spectrain.parametrizations.base import Parametrization
 from spectrain.sharding import is_sharded, whole, write_back
@@ -86,8 +86,12 @@ class Processes:
             action([m for m in layers if m.index % self.size == self.rank], moments, clock)
         except Exception as error:
             problem = error
+        lost = self.any(isinstance(problem, NonFiniteError), device)
         if self.any(problem is not None, device):
-            raise problem or RunError("an event failed on another process, which says why")
+            kind = NonFiniteError if lost else RunError  # the same on all, so that all do the same
+            if problem is None or (lost and not isinstance(problem, NonFiniteError)):
+                problem = kind("an event failed on another process, which says why")
+            raise problem
         for layer in layers:
             owner = layer.index % self.size
             for tensor in _state(layer, moments):
@@ -141,17 +145,18 @@ def processes_of(model: nn.Module, layers: Iterable[Parametrization]) -> Process
 
     Recognised are `fully_shard` (by its DTensors) and DistributedDataParallel around the model or
     around one that holds it. That there is a process group does not suffice: each of its processes may
-    train a model of its own. Raises UsageError for what cannot work: FSDP of version 1, whose flattened
+    train a model of its own. (Objects that gc.freeze() hid are not found; name the process group to
+    `attach` then.) Raises UsageError for what cannot work: FSDP of version 1, whose flattened
     parameters hold no whole rows; a mesh of only some of the processes; shards of columns.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
     layers = list(layers)
-    for layer in layers:
-        for name, p in layer.named_parameters():
-            if is_sharded(p):
-                _require_rows(p, name)
-                return Processes()  # even if it is one: its tensors are sharded ones all the same
+    sharded = [(n, p) for layer in layers for n, p in layer.named_parameters() if is_sharded(p)]
+    for name, p in sharded:
+        _require_rows(p, name)
+    if sharded:
+        return Processes()  # even if it is one: its tensors are sharded ones all the same
     ddp = _wrapper(model, layers)
     if ddp is None or dist.get_world_size(ddp.process_group) == 1:
         return None
@@ -173,11 +178,16 @@ def _require_rows(p: Any, name: str) -> None:
 
 def _wrapper(model: nn.Module, layers: list[Parametrization]) -> Any:
     """The DistributedDataParallel that holds one of `layers`, wherever it is kept."""
-    kind = nn.parallel.DistributedDataParallel
-    if isinstance(model, kind):
-        return model
     # A module does not know its wrappers, and the caller may have passed what is inside of them.
-    for found in gc.get_objects():
-        if issubclass(type(found), kind) and any(m is layers[0] for m in found.modules()):
+    for found in (model, *gc.get_objects()):
+        name = type(found).__name__
+        if name not in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            continue
+        if any(module is layers[0] for module in found.modules()):
+            if name == "FullyShardedDataParallel":
+                raise UsageError(
+                    "attach: FullyShardedDataParallel flattens parameters, of which no whole rows are "
+                    "left; use torch.distributed.fsdp.fully_shard"
+                )
             return found
     return None

@@ -34,8 +34,9 @@ class LayerWise:
     `optimizer.step()` still sees the ordinary parameters.)
 
     Under DistributedDataParallel attach before wrapping: the layers' gradients are averaged one by one,
-    and left out of its buckets. Refused: a gradient scaler, which learns of an overflow too late;
-    `fully_shard`, which reduces gradients after these steps; and what a method says against it.
+    and left out of its buckets. All processes have to use the same layers in the same order. Refused: a
+    gradient scaler, which learns of an overflow too late; `fully_shard`, which reduces gradients after
+    these steps; and what a method says against it.
     """
 
     accumulate: int = option(1, help="backward passes in an optimizer step", minimum=1)
@@ -66,26 +67,32 @@ class BackwardSteps:
         self._most = settings.clip / math.sqrt(len(layers))
         self._passes: dict[int, int] = {}  # of each factor, in this optimizer step
         self._handles = []
-        for name, layer in layers.items():
-            if reason := layer.method.against_layerwise(settings.accumulate):
-                raise UsageError(f"attach: {layer.method.title} with LayerWise: {reason}")
+        steps = {name: self._optimizer(name, layer, moments) for name, layer in layers.items()}
+        for name, layer in layers.items():  # from here on nothing is refused any more
             factors = list(layer.factors().values())
-            optimizers = {id(o): o for o in (moments.optimizer(p) for p in factors)}
-            if len(optimizers) > 1:
-                raise UsageError(
-                    f"attach: the factors of {name} are in several optimizers, and LayerWise steps a "
-                    "layer by one; give them to one optimizer"
-                )
-            hook = self._hook(name, layer, factors, next(iter(optimizers.values())))
+            hook = self._hook(name, layer, factors, steps[name])
             layer.accumulated = hook
             self._handles += [
                 p.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 for p in factors
             ]
+        # Their gradients are averaged here; DistributedDataParallel is told to leave them alone.
         names = {id(p): n for n, p in model.named_parameters()}
         self._names = [names[id(p)] for m in layers.values() for p in m.factors().values()]
-        # Their gradients are averaged here; DistributedDataParallel is told to leave them alone.
-        _ignore(model, self._names)
+        self._ignored = list(getattr(model, _IGNORED, ()))
+        _ignore(model, [*self._ignored, *self._names])
+
+    def _optimizer(self, name: str, layer: Parametrization, moments: Moments) -> Optimizer:
+        """The one that steps a layer. Raises UsageError where the layer cannot be stepped by itself."""
+        if reason := layer.method.against_layerwise(self.settings.accumulate):
+            raise UsageError(f"attach: {layer.method.title} with LayerWise: {reason}")
+        optimizers = {id(o): o for o in map(moments.optimizer, layer.factors().values())}
+        if len(optimizers) > 1:
+            raise UsageError(
+                f"attach: the factors of {name} are in several optimizers, and LayerWise steps a layer "
+                "by one; give them to one optimizer"
+            )
+        return next(iter(optimizers.values()))
 
     def _hook(
         self,
@@ -152,7 +159,19 @@ class BackwardSteps:
                 "LayerWise cannot be used with fully_shard: it reduces gradients only after these "
                 "steps; leave one of them out"
             )
+        own = [p for layer in self.layers.values() for p in layer.parameters(recurse=False)]
+        processes.require_equal(
+            torch.stack([p.detach().sum(dtype=torch.float64) for p in own]),
+            "the processes' factors differ, and with LayerWise DistributedDataParallel does not send the "
+            "first one's to all: call torch.manual_seed with one seed everywhere before the model is "
+            "built, or load the same checkpoint",
+        )
         wrapper = processes.wrapper
+        if wrapper is not None and wrapper.find_unused_parameters:
+            raise UsageError(
+                "LayerWise cannot be used with find_unused_parameters=True: layers are averaged in the "
+                "order of the backward pass, which must be the same on all processes"
+            )
         if wrapper is not None and not set(self._names) <= set(wrapper.parameters_to_ignore):
             raise UsageError(
                 "attach with LayerWise before DistributedDataParallel(model), and on that very model, "
@@ -167,14 +186,14 @@ class BackwardSteps:
     def finish(self) -> None:
         """At the end of an optimizer step: refuse a layer that waits for passes that did not come."""
         needed = self.settings.accumulate
+        passes, self._passes = self._passes, {}
         for name, layer in self.layers.items():
-            seen = {self._passes.get(id(p), 0) for p in layer.factors().values()}
+            seen = {passes.get(id(p), 0) for p in layer.factors().values()}
             if seen not in ({0}, {needed}):  # a layer may go unused
                 raise UsageError(
                     f"{name} had {max(seen)} backward passes in this optimizer step, and "
                     f"LayerWise(accumulate={needed}) waits for {needed}: give the number there is"
                 )
-        self._passes.clear()
 
     def refuse_scaler(self, optimizer: Optimizer) -> None:
         """Raise UsageError in a step that a gradient scaler takes."""
@@ -190,7 +209,10 @@ class BackwardSteps:
             handle.remove()
         for layer in self.layers.values():
             layer.accumulated = None
-        _ignore(self.model, [])
+        _ignore(self.model, self._ignored)
+
+
+_IGNORED = "_ddp_params_and_buffers_to_ignore"  # where DistributedDataParallel looks
 
 
 def _ignore(model: nn.Module, names: Sequence[str]) -> None:

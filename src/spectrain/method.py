@@ -143,6 +143,10 @@ class Method:
         """Why layers cannot be stepped inside the backward pass (`LayerWise`); None where they can."""
         return None
 
+    def against_processes(self) -> str | None:
+        """Why several processes cannot train one model by it; None where they can."""
+        return None
+
     def phases(self, steps: int) -> list[tuple[Method, int]]:
         """How a run of `steps` is divided: (method, steps) in order, each with its own attach."""
         return [(self, steps)]

@@ -140,6 +140,8 @@ class Moments:
         """
         self.require_editable(parameter)
         state = self.state(parameter)
+        # Adagrad's sum is the one that a setting of the optimizer gives a start.
+        start = _AT_START | {"sum": self.group(parameter).get("initial_accumulator_value", 0.0)}
         for name, value in state.items():
             if name in _CODEBOOKS:
                 continue
@@ -147,9 +149,9 @@ class Moments:
                 if isinstance(value, Tensor) and _has_entries(value, parameter, dim):
                     value.index_fill_(dim, index.to(value.device), _zero(state, name))
             elif isinstance(value, Tensor):
-                value.fill_(_AT_START[name])
+                value.fill_(start[name])
             elif value is not None:
-                state[name] = type(value)(_AT_START[name])
+                state[name] = type(value)(start[name])
 
     def clear_all(self) -> None:
         """`clear` for every parameter of every optimizer: as if they were made anew."""

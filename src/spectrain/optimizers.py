@@ -1,4 +1,4 @@
-"""Optimizers by name, fused where torch has that."""
+"""Optimizers: by name, fused where torch has that; inside a wrapper; in a gradient scaler's hands."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrain.errors import UsageError
+from spectrain.sharding import local
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
 
@@ -50,3 +52,36 @@ def optimizer_maker(
         raise UsageError(f"{asked}: {cls.__name__} cannot be used here: {reason}")
 
     return make
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside of accelerate's wrapper. Raises UsageError if there is none."""
+    inner = optimizer
+    while not isinstance(inner, Optimizer) or type(inner).__name__ == "AcceleratedOptimizer":
+        if not hasattr(inner, "optimizer"):
+            raise UsageError(
+                f"attach: {type(optimizer).__name__} is no torch.optim optimizer; pass the one "
+                "whose step() you call, or a sequence of them"
+            )
+        inner = inner.optimizer
+    return inner
+
+
+def is_skipped(optimizer: Optimizer) -> bool:
+    """True in a fused step that a gradient scaler has marked as overflowed."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.any())
+
+
+def unscale(optimizer: Optimizer) -> None:
+    """Divide the gradients by a gradient scaler's factor, where it left that to a fused step.
+
+    A step rule that looks at gradients must see the true ones.
+    """
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is not None:
+        found = (p.grad for g in optimizer.param_groups for p in g["params"])
+        gradients = [local(gradient) for gradient in found if gradient is not None]
+        if gradients:
+            torch._foreach_div_(gradients, scale.to(gradients[0].device))
+        optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -163,6 +163,11 @@ class GaLore(Method):
             return subspace_step(gradient, layer.basis)
         return leading_basis(gradient, self.rank)
 
+    def against_processes(self) -> str | None:
+        if self.refresh == "same_step":
+            return "refresh='same_step' is decided by each for itself; use refresh='next_step'"
+        return None
+
     def against_layerwise(self, accumulate: int) -> str | None:
         if accumulate > 1 and not self.stagger:
             return (

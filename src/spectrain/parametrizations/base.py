@@ -44,6 +44,7 @@ class Parametrization(nn.Module):
     Buffers: `clock`, optimizer steps since `apply`; `seed`, from which all later draws follow.
     """
 
+    _passing: tuple[str, ...] = ("accumulated",)  # what a copy, or a pickle, does not take along
     has_dense = True  # False for a form that no single matrix is equal to; it cannot be merged
     clock: Tensor
     seed: Tensor
@@ -116,10 +117,13 @@ class Parametrization(nn.Module):
         """True if a factor was written to since `note_versions`."""
         return self.noted != [p._version for p in self.factors().values()]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | dict.fromkeys(self._passing)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy of an attached layer is not attached, and its factors count as unchanged."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.attached, self.accumulated = False, None
+        self.attached = False
         self.forget()
         self.note_versions()
 
@@ -204,7 +208,7 @@ def thin_product(
     a: Tensor,  # (B, r), r small
     b: Tensor,  # (B, n)
 ) -> Tensor:  # (r, n), contiguous
-    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU (benchmarks/kernels.py)."""
+    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU (benchmarks/thin_products.py)."""
     return (b.mT @ a).mT.contiguous()
 
 

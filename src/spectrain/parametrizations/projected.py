@@ -20,7 +20,7 @@ from spectrain.parametrizations.base import (
     own_backward,
     thin_product,
 )
-from spectrain.sharding import is_sharded, replicated
+from spectrain.sharding import replicated
 
 if TYPE_CHECKING:
     from spectrain.method import Method
@@ -42,6 +42,7 @@ class Projected(Factored):
     """
 
     refreshed_at: Tensor
+    _passing = (*Factored._passing, "probe", "_stepped")
 
     def __init__(self, linear: nn.Module, method: Method, *, rank: int, side: str) -> None:
         """`side` is "left", "right", "std" (the shorter side of W) or "reverse_std" (the longer)."""
@@ -129,11 +130,6 @@ class Projected(Factored):
         """
         if self.gathered is None or self.R.grad is None or is_abstract(self.R):
             return
-        if is_sharded(self.R):
-            raise UsageError(
-                f"{self.method.title}: refresh='same_step' needs R's whole gradient before the update, "
-                "and fully_shard leaves a process a part of it; use refresh='next_step'"
-            )
         if not self.R.grad.isfinite().all():
             return
         expected = self.down(self.gathered)

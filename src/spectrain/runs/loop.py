@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spectrain.attachment import attach, detach
@@ -84,7 +85,7 @@ class Training:
         if self.options.shard and self.team.size == 1:
             raise UsageError(
                 "--shard divides the weights over processes, and there is one; start several with "
-                "torchrun --nproc-per-node N -m spectrain …"
+                "torchrun --standalone --nproc-per-node N -m spectrain …"
             )
         if self.options.shard and len(self.phases) > 1:
             raise UsageError(
@@ -109,14 +110,16 @@ class Training:
         self._begin(start)
         self.view.begin(self.phases[self.now.phase][0].title, self.now.step, self.options.steps)
         try:
+            stopped = False  # as agreed: a signal may have reached some of the processes only
             with stop.between_steps():
-                while self.now.step < self.options.steps and not stop.asked:
+                while self.now.step < self.options.steps and not stopped:
                     self._one_interval(stop)
                     self.saver.settle()
+                    stopped = self.team.any(stop.asked)
                 self._save()
         finally:
             self.view.end()
-        if stop.asked:
+        if stopped:
             self.saver.wait()
             raise Interrupted(
                 f"stopped at step {self.now.step} and saved; the same command continues"
@@ -159,7 +162,7 @@ class Training:
         model: Any = torch.compile(self.model) if o.compile else self.model
         loss = LossOf(self.task, model)
         if o.shard:
-            self.loss: nn.Module = self.team.wrap(loss, sharded=True)
+            self.loss: LossOf | DistributedDataParallel = self.team.wrap(loss, sharded=True)
         self.optimizer = self._build_optimizer()
         layerwise = LayerWise(self.task.batch_shape[0], o.clip) if o.layerwise else None
         group = None if self.team.together is None else dist.group.WORLD
@@ -200,8 +203,7 @@ class Training:
             self.now = replace(self.now, step=self.now.step + 1)
             steps += 1
             complete = self._is_due() or self.now.step == self.ends[self.now.phase]
-            stop.asked = self.team.any(stop.asked)
-            if complete or stop.asked:
+            if complete or self.team.any(stop.asked):
                 break
         seconds = before.seconds + time.perf_counter() - began
         sums = tuple(self.team.numbers(total.item()))
@@ -293,14 +295,8 @@ class Training:
     # --- measuring and saving ------------------------------------------------------------------
 
     def _evaluate(self, split: str, thorough: bool) -> float:
-        with self.team.in_whole(self.loss):
-            return self.task.evaluate(
-                self.model,
-                split,
-                thorough=thorough,
-                dtype=self.dtype,
-                processes=self.team.together,
-            )
+        how = {"thorough": thorough, "dtype": self.dtype, "processes": self.team.together}
+        return self.team.inside(self.loss, lambda: self.task.evaluate(self.model, split, **how))
 
     def _save(self, rows: Mapping[str, bytes] | None = None) -> None:
         """Copy the state and begin to write it, unless that step is saved or its numbers are lost.
@@ -314,8 +310,7 @@ class Training:
         self.saver.save(lambda: self._snapshot(rows), self.now.best_step)
 
     def _snapshot(self, rows: Mapping[str, bytes] | None) -> Snapshot:
-        with self.team.in_whole(self.loss):
-            probe = self.task.probe(self.model)
+        probe = self.team.inside(self.loss, lambda: self.task.probe(self.model))
         return take(
             self.now.step,
             self.model,

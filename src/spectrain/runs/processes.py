@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrain.distributed import Processes
@@ -70,7 +70,7 @@ class Team:
             )
         return batch.chunk(self.size)[self.rank]
 
-    def wrap(self, model: nn.Module, sharded: bool) -> nn.Module:
+    def wrap(self, model: LossOf, sharded: bool) -> LossOf | DistributedDataParallel:
         """What to call in training so that gradients are averaged; `sharded` divides the weights, too."""
         if self.size == 1:
             return model
@@ -79,6 +79,7 @@ class Team:
         for block in repeated_blocks(model):
             fully_shard(block)
         fully_shard(model)
+        register_fsdp_forward_method(model, "inside")
         return model
 
     def averaging(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[object]:
@@ -87,15 +88,13 @@ class Team:
             return nullcontext()
         return wrapped.no_sync()
 
-    @contextmanager
-    def in_whole(self, wrapped: nn.Module) -> Iterator[None]:
-        """Within the block what is inside of a sharded module may be called, and not the wrapper."""
+    def inside(self, wrapped: Any, work: Callable[[], T]) -> T:
+        """What `work` returns, which calls the model inside of `wrapped` and not `wrapped` itself."""
         if not isinstance(wrapped, FSDPModule):
-            yield
-            return
-        wrapped.unshard()
-        yield
+            return work()
+        found: T = wrapped.inside(work)  # type: ignore[attr-defined]
         wrapped.reshard()
+        return found
 
     def any(self, flag: bool) -> bool:
         """True on every process if `flag` is on one of them."""
@@ -169,6 +168,10 @@ class LossOf(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         return self.task.loss(self.model, batch)
+
+    def inside(self, work: Callable[[], T]) -> T:
+        """Call `work`, which uses the model; as a forward pass it has the sharded weights gathered."""
+        return work()
 
 
 class OthersError(SpectrainError):

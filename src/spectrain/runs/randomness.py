@@ -13,10 +13,10 @@ from spectrain.runs.processes import Team
 _NAME = re.compile(r"rng/(cpu|cuda)(\.\d+)?")
 
 
-def states(team: Team) -> dict[str, Tensor]:
+def states(team: Team, device: torch.device) -> dict[str, Tensor]:
     """All processes' states by name: "rng/cpu" of the first, "rng/cpu.1" of the next; "rng/cuda"…"""
     found = {_name("cpu", rank): s for rank, s in enumerate(team.all(torch.get_rng_state()))}
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         cuda = team.all(torch.cuda.get_rng_state())
         found |= {_name("cuda", rank): s for rank, s in enumerate(cuda)}
     return found

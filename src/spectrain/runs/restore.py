@@ -17,7 +17,7 @@ from spectrain.optimizers import MakeOptimizer
 from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.randomness import is_state
 from spectrain.runs.records import OBJECT, TEXT, Each, check_record
-from spectrain.sharding import divided
+from spectrain.sharding import divided, is_sharded
 
 _STATE = {"tied": Each(TEXT), "numbers": OBJECT}
 _SIZES = (
@@ -46,8 +46,14 @@ def restore(
     parameters = dict(model.named_parameters())
     for key, value in (*moments.items(), *numbers.items()):
         parameter, _, name = key.rpartition("/")
-        if isinstance(value, Tensor) and value.shape == parameters[parameter].shape:
-            value = divided(value, parameters[parameter])
+        own = parameters[parameter]
+        if isinstance(value, Tensor) and value.shape == own.shape:
+            value = divided(value, own)
+        elif isinstance(value, Tensor) and value.ndim and is_sharded(own):
+            raise RunError(
+                f"{found.path}: {type(optimizer).__name__} keeps {name} in another shape than its "
+                "parameter, which --shard cannot divide; continue without --shard"
+            )
         states.setdefault(parameter, {})[name] = value
     names = {id(p): name for name, p in model.named_parameters()}
     order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

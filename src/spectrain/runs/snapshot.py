@@ -55,7 +55,8 @@ def take(
     """
     tensors, tied = _unique(model.state_dict(keep_vars=True))
     moments, numbers = _by_name(model, optimizer)
-    moments |= randomness.states(team)
+    device = next(model.parameters()).device
+    moments |= randomness.states(team, device)
     content = {**state, "step": step, "tied": tied, "numbers": numbers}
     return Snapshot(
         step,

@@ -1,9 +1,9 @@
 """The small choices behind the layers' products, on the CPU.
 
-    python benchmarks/kernels.py
+    python benchmarks/thin_products.py
 
 Rates of thin products in both orientations beside wide ones. Medians of interleaved calls; writes
-results/kernels.md.
+results/thin_products.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from speed_report import machine
 from torch import Tensor
 
-RESULTS = Path(__file__).parent / "results" / "kernels.md"
+RESULTS = Path(__file__).parent / "results" / "thin_products.md"
 TOKENS, RANK = 4096, 64
 SHAPES = ((512, 512), (1376, 512), (512, 1376))
 
@@ -57,7 +57,7 @@ def main() -> None:
     parts = {
         f"GFLOP/s of products, {TOKENS:,} tokens, r = {RANK}": products(),
     }
-    lines = ["# Kernels\n", f"Made by `python benchmarks/kernels.py` ({about})."]
+    lines = ["# Thin products\n", f"Made by `python benchmarks/thin_products.py` ({about})."]
     for title, table in parts.items():
         lines += [f"\n## {title}\n", *table]
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")
