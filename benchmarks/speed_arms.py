@@ -196,7 +196,7 @@ RECIPES = {
         _spectrain(spectrain.SST, frozen_s_every=4, cycle=4),
         counts.sst_frozen_s_every(4),
     ),
-    "residual": Recipe("SST, residual", _spectrain(spectrain.SST, residual=True), counts.update),
+    "residual": Recipe("SST, residual", _spectrain(spectrain.SST, residual=True), counts.residual),
     "lora": Recipe("LoRA", _spectrain(spectrain.LoRA), counts.lora),
     "relora": Recipe("ReLoRA*", _spectrain(spectrain.ReLoRA), counts.lora),
     "galore": Recipe("GaLore", _galore, counts.galore, divisor=4),

@@ -48,6 +48,17 @@ def update(B: int, m: int, n: int, r: int) -> float:
     return 4 * B * m * n + 4 * m * n * r + _pair(B, m, n, r)
 
 
+def residual(B: int, m: int, n: int, r: int) -> float:
+    """The same, or the triples multiplied by themselves where a layer has few tokens for its size."""
+    if m * n < B * (m + n):
+        return update(B, m, n, r)
+    through_M = 2 * B * m * n + 4 * m * n * r
+    token_by_token = 4 * B * r * (m + n)  # of which gy Uᵀ also serves the gradient of x
+    alone = through_M < token_by_token
+    gradients = through_M + 2 * B * r * m if alone else token_by_token
+    return 4 * B * m * n + 2 * B * r * (m + n) + 2 * B * r * n + gradients
+
+
 def lora(B: int, m: int, n: int, r: int) -> float:
     """The same, or token by token where a layer has few tokens for its size."""
     if 2 * m * n < B * (m + 2 * n):

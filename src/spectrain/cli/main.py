@@ -70,13 +70,15 @@ def main(arguments: list[str] | None = None) -> None:
                 cli.main(args=arguments, prog_name="spectrain", standalone_mode=False)
             except (click.Abort, KeyboardInterrupt) as stop:
                 _leave(stop)
+        if _several():
+            _exit_now(0)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except SpectrainError as error:
         if _first() or not error.on_all:
             _say(f"Error: {error}")
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except RuntimeError as error:
         if not _is_parting(error):
             raise
@@ -87,14 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
         _exit_now(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _exit(1)
     except ModuleNotFoundError as error:
         _say(f"Error: {error.name} is not installed; pip install 'spectrain[train]' brings it")
-        sys.exit(1)
+        _exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _say(f"Error: {where}{error.strerror or error}")
-        sys.exit(1)
+        _exit(1)
 
 
 @contextmanager
@@ -125,7 +127,14 @@ def _leave(stop: BaseException) -> NoReturn:
         # Only after a second signal. The interpreter's own ending would tear the thread out of
         # native code, and that can abort the process.
         _exit_now(EXIT_INTERRUPTED)
-    sys.exit(EXIT_INTERRUPTED)
+    _exit(EXIT_INTERRUPTED)
+
+
+def _exit(code: int) -> NoReturn:
+    """Leave; one of several processes without the interpreter's own ending, in which gloo may abort it."""
+    if _several():
+        _exit_now(code)
+    sys.exit(code)
 
 
 def _exit_now(code: int) -> NoReturn:
@@ -139,6 +148,11 @@ def _is_parting(error: RuntimeError) -> bool:
     from spectrain.runs.processes import is_parting
 
     return is_parting(error)
+
+
+def _several() -> bool:
+    """True in one of the processes that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _first() -> bool:

@@ -8,13 +8,14 @@ import os
 import platform
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from spectrain import __version__
-from spectrain.errors import RunError, UsageError
+from spectrain.errors import RunError, SpectrainWarning, UsageError
 from spectrain.method import Method
 from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
@@ -58,14 +59,18 @@ def identity(config: dict[str, Any]) -> str:
 
     Checkpoints carry it. Equal settings on equal data, begun from the same place, are the same run.
     """
-    fork = config.get("fork") or {}
+    fork, corpus = _object(config.get("fork")), _object(config.get("corpus"))
     parts = (
         *(config.get(part) for part in ("task", "method")),
         what(config.get("options")),
-        (config.get("corpus") or {}).get("fingerprint"),
+        corpus.get("fingerprint"),
         *(fork.get(part) for part in ("identity", "step")),
     )
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def what(options: Any) -> Any:
@@ -127,7 +132,22 @@ def open_directory(directory: Path, config: dict[str, Any]) -> dict[str, Any] | 
             "give the same settings to continue that run, choose another --out, or begin a new run "
             f"where that one is: --fork {directory} and another --out"
         )
+    _warn_of_changes(existing.get("environment"))
     return read_result(directory)
+
+
+def _warn_of_changes(before: Any) -> None:
+    """Say what of the machine differs from the run's first start, as bits may differ with it."""
+    now = environment()
+    before = _object(before)
+    names = [n for n in ("torch", "platform", "threads", "gpu") if before.get(n, now[n]) != now[n]]
+    if names:
+        changes = ", ".join(f"{name} was {before[name]} and is {now[name]}" for name in names)
+        warnings.warn(
+            f"{changes}: the run goes on, but the same bits as without an interruption are not promised",
+            SpectrainWarning,
+            stacklevel=3,
+        )
 
 
 def make_folder(directory: Path) -> None:

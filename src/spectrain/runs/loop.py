@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spectrain.attachment import attach, detach
-from spectrain.errors import NonFiniteError, RunError, SpectrainWarning, UsageError
+from spectrain.errors import NonFiniteError, RunError
 from spectrain.groups import param_groups
 from spectrain.layerwise import LayerWise
 from spectrain.method import Method
@@ -29,9 +28,9 @@ from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.memory import RunMemory, size_of
 from spectrain.runs.metrics import MetricsLog
 from spectrain.runs.options import RunOptions
+from spectrain.runs.outcome import add_last_spectra, result_of
 from spectrain.runs.position import Best, Interval, Position
 from spectrain.runs.processes import LossOf, Team
-from spectrain.runs.records import SPECTRA, read_record
 from spectrain.runs.restore import restore
 from spectrain.runs.saving import Saver
 from spectrain.runs.snapshot import Snapshot, take
@@ -69,29 +68,14 @@ class Training:
         self.directory = directory
         self.team = team or Team()
         self.device = self.team.device(options.find_device())
-        self.team.part(
-            torch.empty(task.batch_shape[1], device="meta")
-        )  # raises if it cannot be divided
         self.dtype = getattr(torch, options.dtype)
         self.phases = method.phases(options.steps)
         self.ends = [sum(n for _, n in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.now = Position()
-        self._require_possible()
+        self.team.require_possible(task.batch_shape[1], options.shard, len(self.phases))
         self.memory = RunMemory(task, options, self.device, self.team.size)
         if self.device.type == "cpu":
             keep_freed_memory()
-
-    def _require_possible(self) -> None:
-        if self.options.shard and self.team.size == 1:
-            raise UsageError(
-                "--shard divides the weights over processes, and there is one; start several with "
-                "torchrun --standalone --nproc-per-node N -m spectrain …"
-            )
-        if self.options.shard and len(self.phases) > 1:
-            raise UsageError(
-                f"--shard: {self.method.title} changes its layers between phases, which sharded "
-                "weights cannot; leave --shard or the warm start out"
-            )
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
@@ -103,7 +87,7 @@ class Training:
                 return self._train(start, stop)
             except BaseException:
                 if not stop.again:
-                    self._let_the_write_finish()
+                    self.saver.finish(self.view.alert)
                 raise
 
     def _train(self, start: Start, stop: StopRequest) -> dict[str, Any]:
@@ -117,6 +101,7 @@ class Training:
                     self.saver.settle()
                     stopped = self.team.any(stop.asked)
                 self._save()
+                stopped = self.team.any(stopped or stop.asked)
         finally:
             self.view.end()
         if stopped:
@@ -281,7 +266,7 @@ class Training:
 
     def _give_up(self, what: str) -> NoReturn:
         """Record how the run was lost, and raise DivergedError."""
-        self._let_the_write_finish()
+        self.saver.finish(self.view.alert)
         bad = not_finite(self.model, self.optimizer)
         where = f"; first non-finite parameter: {bad}" if bad else ""
         found = checkpoint.newest(self.saver.folder, self.saver.run).found
@@ -321,17 +306,6 @@ class Training:
             self.team,
         )
 
-    def _let_the_write_finish(self) -> None:
-        """As something else has failed already, what fails here is but a warning."""
-        if self.saver.writing is not None:
-            self.view.alert(
-                f"finishing the checkpoint of step {self.saver.writing}; Ctrl-C leaves at once"
-            )
-        try:
-            self.saver.wait()
-        except RunError as error:
-            warnings.warn(str(error), SpectrainWarning, stacklevel=2)
-
     def _finish(self) -> dict[str, Any]:
         losses = {
             "validation_loss": self._evaluate("validation", True),
@@ -346,37 +320,15 @@ class Training:
         """Write the last row, the spectra and the result."""
         self.saver.wait()  # so that a run with a result has its last checkpoint
         self.log.record(step=self.now.step, **losses)
-        first = read_record(self.directory / "spectra.json", SPECTRA) or {}
-        both = {name: {**first.get(name, {}), **last.get(name, {})} for name in {**first, **last}}
-        write_json(self.directory / "spectra.json", both)
+        add_last_spectra(self.directory, last)
         result = self._result({**losses, "failed": None})
         write_json(self.directory / "result.json", result)
         return result
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
         self._measure()
-        parameters = list(self.model.parameters())
-        cuda = self.device.type == "cuda"
-        return {
-            "steps": self.now.step,
-            self.task.unit: self.now.step * self.task.units_per_step,
-            **outcome,
-            "seconds": round(self.log.seconds, 3),
-            "seconds_per_step": self.log.seconds_per_step(),
-            "bytes": {
-                **self.now.bytes,
-                "device_peak": self.memory.highest_on_device() if cuda else None,
-            },
-            "memory": self.memory.result(),
-            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            "frozen_parameters": sum(p.numel() for p in parameters if not p.requires_grad),
-            "method": self.method.settings(),
-            "lr": self.options.lr,
-            "lr_ordinary": self.options.lr_ordinary,
-            "seed": self.options.seed,
-            "corpus_fingerprint": self.task.summary()["fingerprint"],
-            "options": asdict(self.options),
-        }
+        how = self.task, self.method, self.options, self.model, self.memory, self.log
+        return result_of(outcome, self.now, *how)
 
     def _measure(self) -> None:
         """Keep the sizes of the phase whose weights, gradients and optimizer state are the largest."""

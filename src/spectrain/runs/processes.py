@@ -61,13 +61,26 @@ class Team:
             torch.cuda.set_device(device)
         return device
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch. Raises UsageError if they cannot be divided evenly."""
-        if len(batch) % self.size:
+    def require_possible(self, batch_size: int, sharded: bool, phases: int) -> None:
+        """Raise UsageError for a batch that cannot be divided, or weights that cannot be sharded."""
+        if batch_size % self.size:
             raise UsageError(
-                f"--batch-size {len(batch)} cannot be divided over {self.size} processes: give a "
+                f"--batch-size {batch_size} cannot be divided over {self.size} processes: give a "
                 f"multiple of {self.size}"
             )
+        if sharded and self.size == 1:
+            raise UsageError(
+                "--shard divides the weights over processes, and there is one; start several with "
+                "torchrun --standalone --nproc-per-node N -m spectrain …"
+            )
+        if sharded and phases > 1:
+            raise UsageError(
+                "--shard: this method changes its layers between phases, which sharded weights cannot; "
+                "leave --shard or the warm start out"
+            )
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's rows of a batch."""
         return batch.chunk(self.size)[self.rank]
 
     def wrap(self, model: LossOf, sharded: bool) -> LossOf | DistributedDataParallel:

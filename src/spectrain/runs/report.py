@@ -195,10 +195,10 @@ def _run_summary(directory: Path, result: Mapping[str, Any] | None) -> dict[str,
     for name in ("steps", "tokens", "trainable_parameters", "frozen_parameters"):
         if isinstance(result.get(name), int):
             summary[name.replace("_", " ")] = f"{result[name]:,}"
-    if result.get("seconds_per_step"):
+    if FINITE.holds(result.get("seconds_per_step")):
         summary["time per step (median)"] = f"{1000 * result['seconds_per_step']:.1f} ms"
     for name, size in (result.get("bytes") or {}).items():
-        if size is not None:
+        if FINITE.holds(size):
             summary[f"memory: {name.replace('_', ' ')}"] = f"{size / 2**20:.1f} MiB"
     summary |= {f"memory: {what}": text for what, text in beside(result)}
     summary["learning rate"] = rate_text(result.get("lr"))

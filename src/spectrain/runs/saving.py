@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from spectrain.errors import RunError
+from spectrain.errors import RunError, SpectrainWarning
 from spectrain.runs import checkpoint, snapshot
 from spectrain.runs.files import CURE, TEMPORARY
 from spectrain.runs.options import RunOptions
@@ -117,6 +118,15 @@ class Saver:
         if self._write is not None:
             self._write.thread.join()
         self.settle()
+
+    def finish(self, alert: Callable[[str], None]) -> None:
+        """`wait` where something else has failed already, so that what fails here is but a warning."""
+        if self.writing is not None:
+            alert(f"finishing the checkpoint of step {self.writing}; Ctrl-C leaves at once")
+        try:
+            self.wait()
+        except RunError as error:
+            warnings.warn(str(error), SpectrainWarning, stacklevel=2)
 
     def _run(self, taken: list[Snapshot]) -> None:
         write = self._write

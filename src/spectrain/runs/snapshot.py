@@ -100,6 +100,7 @@ def _write_files(folder: Path, run: str, snapshot: Snapshot) -> int:
     files = {}
     for name in checkpoint.FILES:
         path = folder / name
+        path.chmod(0o644)  # safetensors makes them private
         _sync_file(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": checkpoint.sha256(path)}
     manifest = {"format": checkpoint.FORMAT, "run": run, "step": snapshot.step, "files": files}
