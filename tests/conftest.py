@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pair import Pair
 
 torch.set_num_threads(1)
 
@@ -9,3 +10,11 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Two processes that run functions together."""
+    pair = Pair()
+    yield pair
+    pair.close()

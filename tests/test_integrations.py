@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 from cases import RANK, VARIANTS, every_default
 from safetensors.torch import load_file
+from tiny import causal_model
 from tokenizers import Tokenizer, models
 from torch import nn
 from torch.nn import functional as F
@@ -25,9 +26,7 @@ from toys import make_net, same
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
-    OPTConfig,
     PreTrainedTokenizerFast,
     Trainer,
     TrainerCallback,
@@ -63,27 +62,7 @@ def only_safe_loading(monkeypatch):
 
 
 def tiny(method, seed=0, kind="llama", tied=False):
-    torch.manual_seed(seed)
-    if kind == "llama":
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=tied,
-        )
-    else:
-        config = OPTConfig(
-            vocab_size=32,
-            hidden_size=16,
-            ffn_dim=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-            tie_word_embeddings=tied,
-        )
-    return spectrain.apply(AutoModelForCausalLM.from_config(config), method, report=None)
+    return spectrain.apply(causal_model(kind, tied, seed), method, report=None)
 
 
 TOKENS = torch.randint(32, (40, 9), generator=torch.Generator().manual_seed(0))

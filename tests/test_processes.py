@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from pair import Pair
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
@@ -42,13 +41,6 @@ METHODS = {
     if name != "lora-dropout" and not method.against_processes()
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
 
 
 def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

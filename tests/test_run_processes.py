@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, small
-from pair import Pair
 from test_checkpoint import flip
 from tiny import Stopping, final, make_options, make_task, rows, run, same
 from torch import distributed as dist
@@ -34,13 +33,6 @@ METHODS = {key: small(cls) for key, cls in registered().items()} | {
     "sst-residual": CASES["sst-residual"],
 }
 every_kind = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-
-
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
 
 
 def joined(function: Any, *arguments: Any, **options: Any) -> Any:

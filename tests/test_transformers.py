@@ -5,42 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import every_default
+from tiny import causal_model
 from toys import same
-from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM
 
 import spectrain
-
-
-def tiny(kind, tied):
-    torch.manual_seed(0)
-    if kind == "llama":
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            tie_word_embeddings=tied,
-        )
-    else:
-        config = OPTConfig(
-            vocab_size=32,
-            hidden_size=16,
-            ffn_dim=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-            dropout=0.0,
-            tie_word_embeddings=tied,
-        )
-    return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 @every_default
 def test_embeddings_survive_apply_training_merge_and_files(method, kind, tied, tmp_path):
-    model = tiny(kind, tied)
+    model = causal_model(kind, tied)
     keys = [(n, v.shape, v.dtype) for n, v in model.state_dict().items()]
     tokens = torch.randint(32, (2, 9))
 
@@ -56,7 +32,7 @@ def test_embeddings_survive_apply_training_merge_and_files(method, kind, tied, t
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    other = spectrain.apply(tiny(kind, tied), method, report=None)
+    other = spectrain.apply(causal_model(kind, tied), method, report=None)
     other.load_state_dict(model.state_dict(), strict=True)
     assert is_tied(other) is tied
     before = model.eval()(input_ids=tokens).logits

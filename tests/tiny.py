@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from spectrain.method import Method
 from spectrain.runs.checkpoint import Checkpoint, newest
@@ -41,6 +42,23 @@ OPT = {
     "ffn_dim": "48",
     "num_attention_heads": "2",
 }
+
+
+def causal_model(kind: str = "llama", tied: bool = False, seed: int = 0) -> Any:
+    """A transformers "llama" or "opt" with 32 words and one layer of width 16, without dropout."""
+    torch.manual_seed(seed)
+    common = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "tie_word_embeddings": tied,
+    }
+    if kind == "llama":
+        config = LlamaConfig(intermediate_size=24, **common)
+    else:
+        config = OPTConfig(ffn_dim=24, word_embed_proj_dim=16, dropout=0.0, **common)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def prose(lines: int = 1500) -> str:
