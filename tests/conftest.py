@@ -18,3 +18,18 @@ def pair():
     pair = Pair()
     yield pair
     pair.close()
+
+
+@pytest.fixture
+def only_safe_loading(monkeypatch):
+    """Whatever torch.load is asked for, it may not unpickle."""
+    load, asked = torch.load, []
+
+    def watched(*args, **kwargs):
+        asked.append(kwargs.get("weights_only"))
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    yield
+    assert asked
+    assert all(asked)
