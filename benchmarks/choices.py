@@ -23,7 +23,7 @@ from spectrain import SST, GaLore
 from spectrain.errors import SpectrainError
 from spectrain.method import Method
 from spectrain.runs.compare import load_comparison
-from spectrain.runs.lm import compare
+from spectrain.runs.jobs import compare
 from spectrain.runs.options import RunOptions
 from spectrain.runs.statistics import seed_noise
 from spectrain.runs.trials import loss

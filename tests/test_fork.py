@@ -12,7 +12,7 @@ from spectrain.errors import RunError, UsageError
 from spectrain.runs import checkpoint, snapshot
 from spectrain.runs.directory import has_begun
 from spectrain.runs.files import read_json
-from spectrain.runs.lm import compare
+from spectrain.runs.jobs import compare
 from spectrain.runs.lock import locked
 from spectrain.runs.view import Silent
 

@@ -14,7 +14,7 @@ from hostile import cases, in_a_sentence
 from hypothesis import assume
 from hypothesis import strategies as st
 
-import spectrain.runs.lm as lm_runs
+import spectrain.runs.jobs as lm_runs
 from spectrain.cli import plan as plan_command
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.main import cli, main

@@ -16,7 +16,7 @@ import spectrain
 from spectrain import SST, FullRank, LoRA, ReLoRA
 from spectrain.runs.files import read_json
 from spectrain.runs.health import is_lost
-from spectrain.runs.lm import train
+from spectrain.runs.jobs import train
 from spectrain.runs.loop import DivergedError
 from spectrain.runs.view import Silent
 from spectrain.tasks.lm.evaluate import evaluate

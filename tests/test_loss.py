@@ -17,7 +17,7 @@ from spectrain.cli.main import main
 from spectrain.errors import UsageError
 from spectrain.method import registered
 from spectrain.runs.interrupt import Interrupted
-from spectrain.runs.lm import _check
+from spectrain.runs.jobs import _check
 from spectrain.runs.view import Silent
 from spectrain.tasks.lm.evaluate import evaluate, token_loss
 from spectrain.tasks.lm.loss import chunked_cross_entropy, decoder_and_head

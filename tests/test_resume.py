@@ -31,7 +31,7 @@ from spectrain.errors import RunError, UsageError
 from spectrain.method import registered
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.interrupt import Interrupted
-from spectrain.runs.lm import train
+from spectrain.runs.jobs import train
 from spectrain.tasks.lm.task import LanguageModelling
 
 # Every registered method, its events at steps 3, 6, 9 and 12, and what keeps state of other kinds.

@@ -23,7 +23,7 @@ from spectrain.method import Method, registered
 from spectrain.methods import sst
 from spectrain.runs.files import read_json
 from spectrain.runs.interrupt import Interrupted
-from spectrain.runs.lm import compare
+from spectrain.runs.jobs import compare
 from spectrain.runs.processes import OthersError
 from spectrain.runs.view import Silent
 from spectrain.tasks.lm.task import LanguageModelling

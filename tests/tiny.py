@@ -19,7 +19,7 @@ from spectrain.runs.checkpoint import Checkpoint, newest
 from spectrain.runs.directory import identity
 from spectrain.runs.files import read_json, read_rows
 from spectrain.runs.interrupt import Interrupted
-from spectrain.runs.lm import _locked, _train
+from spectrain.runs.jobs import _locked, _train
 from spectrain.runs.options import RunOptions
 from spectrain.runs.processes import Team
 from spectrain.runs.view import Silent, View

@@ -54,6 +54,35 @@ def optimizer_maker(
     return make
 
 
+class Optimizers(tuple[Optimizer, ...]):
+    """Several optimizers that step one model together, each its own parameters; `attach` takes them so."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all of them, in order."""
+        return [group for optimizer in self for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """What they keep for each parameter."""
+        return {p: kept for optimizer in self for p, kept in optimizer.state.items()}
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients."""
+        for optimizer in self:
+            optimizer.zero_grad(set_to_none)
+
+
+def each(optimizer: Optimizer | Optimizers) -> tuple[Optimizer, ...]:
+    """One optimizer or several as several."""
+    return optimizer if isinstance(optimizer, tuple) else (optimizer,)
+
+
 def unwrapped(optimizer: Any) -> Optimizer:
     """The torch optimizer inside of accelerate's wrapper. Raises UsageError if there is none."""
     inner = optimizer

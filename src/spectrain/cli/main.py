@@ -16,6 +16,7 @@ import click
 
 from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
+from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
 from spectrain.errors import SpectrainError
@@ -33,6 +34,7 @@ def cli() -> None:
     spectrain methods                                   what there is
     spectrain train lm --method sst --method.rank 64 --out runs/a
     spectrain compare lm --methods full,sst,lora --sweep-lr 1e-3,4e-3 --out runs/b
+    spectrain train graph --method sst --method.rank 2 --out runs/tree
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
 
@@ -51,7 +53,9 @@ def compare() -> None:
 
 
 train.add_command(train_lm)
+train.add_command(train_graph)
 compare.add_command(compare_lm)
+compare.add_command(compare_graph)
 for _command in (demo, plan, merge, list_methods):
     cli.add_command(_command)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,13 @@ class SectionedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-def options_of(cls: type, *, skip: Sequence[str] = ()) -> Parameters:
-    """An option --field-name for each field of the dataclass `cls`."""
-    return [_option(f, _flag(f.name)) for f in dataclasses.fields(cls) if f.name not in skip]
+def options_of(
+    cls: type, *, skip: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> Parameters:
+    """An option --field-name for each field of the dataclass `cls`; `defaults` replace its own."""
+    own = defaults or {}
+    fields = [f for f in dataclasses.fields(cls) if f.name not in skip]
+    return [_option(f, _flag(f.name), own.get(f.name, f.default)) for f in fields]
 
 
 def method_options(method: type[Method], prefix: str, required: str) -> Parameters:
@@ -157,13 +161,13 @@ def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _option(f: dataclasses.Field[Any], flag: str) -> click.Option:
+def _option(f: dataclasses.Field[Any], flag: str, default: Any) -> click.Option:
     text, choices = f.metadata["help"], f.metadata["choices"]
     if "bool" in str(f.type):
-        return click.Option([f"{flag}/{_flag(f'no-{f.name}')}"], default=f.default, help=text)
+        return click.Option([f"{flag}/{_flag(f'no-{f.name}')}"], default=default, help=text)
     kind = click.Choice(choices) if choices else _type(f)
-    shown = f.default is not None
-    return click.Option([flag], type=kind, default=f.default, help=text, show_default=shown)
+    shown = default is not None
+    return click.Option([flag], type=kind, default=default, help=text, show_default=shown)
 
 
 def _method_option(f: dataclasses.Field[Any], prefix: str, required: str) -> click.Option:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from spectrain.cli.lm import MODEL_CONFIG, arm, overrides_from, words
+from spectrain.cli.lm import MODEL_CONFIG, overrides_from
 from spectrain.cli.options import (
     SectionedCommand,
     built,
@@ -22,6 +22,7 @@ from spectrain.cli.options import (
     missing,
     options_of,
 )
+from spectrain.cli.training import arm, words
 from spectrain.errors import UsageError
 from spectrain.method import Method, method_from, registered
 from spectrain.runs.options import RunOptions

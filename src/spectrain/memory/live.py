@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectrain.optimizers import Optimizers, each
 from spectrain.surgery import parametrized
 
 WEIGHTS = "weights"  # trainable parameters
@@ -57,7 +58,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         model: nn.Module | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Optimizers | None = None,
         *,
         classify: Callable[[Tensor], str | None] | None = None,
     ) -> None:
@@ -77,16 +78,18 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.watch(model, optimizer)
         self.reset_peak()
 
-    def watch(self, model: nn.Module | None = None, optimizer: Optimizer | None = None) -> None:
+    def watch(
+        self, model: nn.Module | None = None, optimizer: Optimizer | Optimizers | None = None
+    ) -> None:
         """Count what `model` and `optimizer` hold, and know it for theirs from here on."""
         if model is not None:
             self._models.append(model)
             if self._active:
                 self._hook_model(model)
-        if optimizer is not None:
-            self._optimizers.append(optimizer)
+        for own in () if optimizer is None else each(optimizer):
+            self._optimizers.append(own)
             if self._active:
-                self._hook_optimizer(optimizer)
+                self._hook_optimizer(own)
         self.resolve()
 
     def reset_peak(self) -> None:

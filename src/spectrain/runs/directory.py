@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from spectrain.method import Method
 from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.records import OBJECT, TEXT, check_record, read_result
+from spectrain.tasks.task import Task
 
 FORMAT = 1
 LOCK = ".lock"
@@ -33,10 +35,9 @@ _COMPARED = {
 
 
 def run_config(
-    task: str,
+    task: Task,
     options: dict[str, Any],
     method: Method,
-    data: dict[str, Any],
     command: str,
     fork: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -45,10 +46,11 @@ def run_config(
         "format": FORMAT,
         "spectrain": __version__,
         "command": command,
-        "task": task,
+        "task": task.name,
+        "scores": [asdict(score) for score in task.scores],
         "options": options,
         "method": method.settings(),
-        "corpus": data,
+        "corpus": task.summary(),
         "environment": environment(),
     }
     return config if fork is None else {**config, "fork": fork}

@@ -1,12 +1,13 @@
-"""From a run's checkpoint to an ordinary transformers checkpoint, one matrix at a time."""
+"""From a run's checkpoint to a plain one of the task's ordinary model, one matrix at a time."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -21,7 +22,6 @@ from spectrain.runs.directory import identity
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.options import RunOptions
 from spectrain.surgery import apply, parametrized
-from spectrain.tasks.lm.models import skeleton
 
 AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
 INDEX = "model.safetensors.index.json"
@@ -40,7 +40,7 @@ class Exported:
 
 
 def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "last") -> Exported:
-    """Write a checkpoint of `run` as a plain transformers checkpoint to `out`.
+    """Write a checkpoint of `run` to `out` as the plain one of an ordinary model.
 
     which: "last" (the newest intact one), "best" (of the lowest validation loss) or a step.
 
@@ -57,8 +57,9 @@ def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "la
         raise UsageError(f"{run} is no run of spectrain (it has no config.json)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
+    form = _form(config)
     found = _choose(run, identity(config), which)
-    for needed in ("model", "tokenizer"):
+    for needed in form.FOLDERS:
         if not (run / needed).is_dir():
             raise RunError(f"{run} is incomplete: its folder {needed} is missing")
     out = out.resolve()
@@ -66,7 +67,7 @@ def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "la
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        exported = _write(run, found, config, partial, shard_size)
+        exported = _write(run, found, config, partial, shard_size, form)
         if not exported.difference <= AGREE * max(1.0, exported.largest):
             raise RunError(
                 "the merged model's logits differ from the trained model's by "
@@ -103,11 +104,16 @@ def _choose(run: Path, name: str, which: str | int) -> checkpoint.Checkpoint:
 
 
 def _write(
-    run: Path, found: checkpoint.Checkpoint, config: dict[str, Any], out: Path, shard_size: str
+    run: Path,
+    found: checkpoint.Checkpoint,
+    config: dict[str, Any],
+    out: Path,
+    shard_size: str,
+    form: Form,
 ) -> Exported:
     position.read(found)  # raises if what is read below is malformed
     state = found.state()
-    model = _skeleton(run, config, state)
+    model = _skeleton(run, config, state, form)
     layers = dict(parametrized(model))
     plain = {n: t for n, t in model.state_dict().items() if _owner(n, layers) is None}
     for name, layer in layers.items():
@@ -125,22 +131,22 @@ def _write(
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_json(out / INDEX, index)
-    for folder in ("model", "tokenizer"):
+    for folder in form.FOLDERS:
         for path in (run / folder).iterdir():
             # What spectrain wrote there: data, and nothing that a link leads to.
             if path.suffix in (".json", ".txt", ".model", ".jinja") and not path.is_symlink():
                 shutil.copy2(path, out / path.name)
-    difference, largest = _compare(out, found.path / "probe.safetensors")
+    difference, largest = _compare(out, found.path / "probe.safetensors", form)
     size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
     return Exported(out, found.step, len(kept), size, difference, largest)
 
 
-def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any]) -> nn.Module:
+def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any], form: Form) -> nn.Module:
     """The trained model with its exchanged layers, without any numbers in it."""
     settings = dict(state["phases"][state["phase"]]["method"])
     method = method_from(settings.pop("name"), settings)
     options = RunOptions(targets=config["options"]["targets"], exclude=config["options"]["exclude"])
-    model = skeleton(run / "model")
+    model = form.skeleton(run / "model")
     with torch.device("meta"):
         apply(model, method, options.targets, options.excluded, report=None)
     return model
@@ -173,29 +179,33 @@ def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
     return (weight.mT if layer.transposed else weight).contiguous()
 
 
-@torch.no_grad()
-def _compare(directory: Path, probe: Path) -> tuple[float, float]:
-    """(largest difference, largest magnitude) of the logits of the checkpoint at `directory`.
+def _compare(directory: Path, probe: Path, form: Form) -> tuple[float, float]:
+    """(largest difference, largest magnitude) of the outputs of the checkpoint at `directory`.
 
-    probe: an input and the trained model's logits for it. Raises RunError if it is not of this model.
+    probe: an input and the trained model's output for it. Raises RunError if it is not of this model.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", use_safetensors=True, trust_remote_code=False
-        ).eval()
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     tensors = load_file(probe)
-    ids, output = (tensors.get(name, torch.empty(0)) for name in ("input", "output"))
-    size = model.get_input_embeddings().num_embeddings
-    whole = ids.dtype == torch.int64 and ids.dim() == 2 and ids.numel() > 0
-    if not whole or ids.min() < 0 or ids.max() >= size or output.shape != (*ids.shape, size):
+    given, output = (tensors.get(name, torch.empty(0)) for name in ("input", "output"))
+    try:
+        found = form.outputs(directory, given)
+    except RunError:
+        raise RunError(f"{probe} is no input and output of this model") from None
+    if found.shape != output.shape or not output.numel():
         raise RunError(f"{probe} is no input and output of this model")
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    return (logits - output).abs().max().item(), output.abs().max().item()
+    return (found - output).abs().max().item(), output.abs().max().item()
+
+
+class Form(Protocol):
+    """What is a task's own of its plain checkpoints: a module tasks/<task>/plain.py."""
+
+    FOLDERS: tuple[str, ...]
+
+    def skeleton(self, folder: Path) -> nn.Module: ...
+    def outputs(self, directory: Path, given: Tensor) -> Tensor: ...
+
+
+def _form(config: dict[str, Any]) -> Form:
+    task = config.get("task")
+    if task not in ("lm", "graph"):
+        raise UsageError(f"there are no plain checkpoints of the task {task!r}")
+    return cast(Form, importlib.import_module(f"spectrain.tasks.{task}.plain"))

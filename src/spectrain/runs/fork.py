@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spectrain.errors import RunError, UsageError
 from spectrain.groups import param_groups
 from spectrain.method import Method
@@ -94,8 +92,7 @@ def _require_fit(found: Checkpoint, task: Task, method: Method, options: RunOpti
             f"at step {there.step} it is in phase {there.phase + 1}, and this run would be in phase "
             f"{phase + 1} ({phases[phase][0].title})"
         )
-    with torch.device("meta"):
-        model = task.build_model()
+    model = task.skeleton()
     apply(model, phases[phase][0], options.targets, options.excluded, report=None)
     optimizer = options.build_optimizer(param_groups(model, options.lr))
     check_fit(found, model, optimizer, options.build_optimizer)

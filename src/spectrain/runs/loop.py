@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from spectrain.attachment import attach, detach
-from spectrain.errors import NonFiniteError, RunError
+from spectrain.errors import NonFiniteError, RunError, UsageError
 from spectrain.groups import param_groups
 from spectrain.layerwise import LayerWise
 from spectrain.method import Method
+from spectrain.optimizers import Optimizers
 from spectrain.runs import checkpoint, randomness
 from spectrain.runs.allocator import keep_freed_memory
 from spectrain.runs.files import write_json
@@ -72,7 +73,12 @@ class Training:
         self.phases = method.phases(options.steps)
         self.ends = [sum(n for _, n in self.phases[: i + 1]) for i in range(len(self.phases))]
         self.now = Position()
-        self.team.require_possible(task.batch_shape[1], options.shard, len(self.phases))
+        self.team.require_possible(task, options.shard, len(self.phases))
+        if options.patience and len(self.phases) > 1:
+            raise UsageError(
+                "--patience goes back to the best checkpoint, and this method changes its layers between "
+                "phases; leave --patience or the warm start out"
+            )
         self.memory = RunMemory(task, options, self.device, self.team.size)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -96,7 +102,7 @@ class Training:
         try:
             stopped = False  # as agreed: a signal may have reached some of the processes only
             with stop.between_steps():
-                while self.now.step < self.options.steps and not stopped:
+                while not self._is_over and not stopped:
                     self._one_interval(stop)
                     self.saver.settle()
                     stopped = self.team.any(stop.asked)
@@ -156,12 +162,20 @@ class Training:
             self.loss = self.team.wrap(loss, sharded=False)
         warn_of_silent_events(method, steps, self.model)
 
-    def _build_optimizer(self) -> Optimizer:
+    def _build_optimizer(self) -> Optimizer | Optimizers:
         o = self.options
         ordinary = o.lr if o.lr_ordinary is None else o.lr_ordinary
         groups = param_groups(self.model, ordinary, weight_decay=o.weight_decay, factor_lr=o.lr)
-        self.rates = [group["lr"] for group in groups]
-        return o.build_optimizer(groups)
+        optimizer = o.build_optimizer(groups)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps are made, or validation has not become better for too long."""
+        o, best = self.options, self.now.best
+        impatient = bool(o.patience and best and self.now.step - best.step >= o.patience)
+        return self.now.step >= o.steps or impatient
 
     # --- steps ---------------------------------------------------------------------------------
 
@@ -215,12 +229,13 @@ class Training:
         self.log.record_timing(step, seconds, units, self.task.unit)
         self.view.advance(step, loss, o.lr * rate, units / seconds)
         due = bool(o.checkpoint_every and step % o.checkpoint_every == 0)
-        if o.eval_every and step % o.eval_every == 0 and step < o.steps:
-            validation = self._evaluate("validation", False)
-            self.log.record(step=step, validation_loss=validation)
-            best = math.inf if self.now.best is None else self.now.best.loss
-            if o.keep_best and validation < best:
-                self.now = replace(self.now, best=Best(step, validation))
+        if o.eval_every and step % o.eval_every == 0 and (step < o.steps or o.patience):
+            scores = self._evaluate("validation", False)
+            self.log.record(step=step, **_named("validation", scores))
+            cost = self.task.scores[0].cost(scores[self.task.scores[0].key])
+            best = math.inf if self.now.best is None else self.now.best.cost
+            if o.keeps_best and cost < best:
+                self.now = replace(self.now, best=Best(step, cost))
                 due = True
         if due and step < o.steps:
             self._save()
@@ -279,7 +294,7 @@ class Training:
 
     # --- measuring and saving ------------------------------------------------------------------
 
-    def _evaluate(self, split: str, thorough: bool) -> float:
+    def _evaluate(self, split: str, thorough: bool) -> dict[str, float]:
         how = {"thorough": thorough, "dtype": self.dtype, "processes": self.team.together}
         return self.team.inside(self.loss, lambda: self.task.evaluate(self.model, split, **how))
 
@@ -307,21 +322,30 @@ class Training:
         )
 
     def _finish(self) -> dict[str, Any]:
-        losses = {
-            "validation_loss": self._evaluate("validation", True),
-            "test_loss": self._evaluate("test", True),
-        }
+        self.saver.wait()  # so that a run with a result has its last checkpoint
+        if self.options.patience:
+            self._return_to_best()
+        scores = _named("validation", self._evaluate("validation", True))
+        scores |= _named("test", self._evaluate("test", True))
         last = spectra(self.model, "final", {})
-        result: dict[str, Any] = self.team.decide(lambda: self._conclude(losses, last))
+        result: dict[str, Any] = self.team.decide(lambda: self._conclude(scores, last))
         detach(self.model)
         return result
 
-    def _conclude(self, losses: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
-        """Write the last row, the spectra and the result."""
-        self.saver.wait()  # so that a run with a result has its last checkpoint
-        self.log.record(step=self.now.step, **losses)
+    def _return_to_best(self) -> None:
+        """Load the checkpoint that was the best on validation data, to be measured and shown."""
+        best = self.now.best_step
+        if best is None or best == self.now.step:
+            return
+        found = checkpoint.at(self.saver.folder, best, self.saver.run)
+        restore(found, self.model, self.optimizer, self.options.build_optimizer)
+
+    def _conclude(self, scores: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
+        """Write the last row, the spectra, the picture and the result."""
+        self.log.record(step=self.now.step, **scores)
         add_last_spectra(self.directory, last)
-        result = self._result({**losses, "failed": None})
+        self.task.draw(self.model, self.directory)
+        result = self._result({**scores, "failed": None})
         write_json(self.directory / "result.json", result)
         return result
 
@@ -335,3 +359,8 @@ class Training:
         sizes = self.memory.measure(self.model, self.optimizer, self.now.gradient_bytes)
         if sum(sizes.values()) > sum(self.now.bytes.values()):
             self.now = replace(self.now, bytes=sizes)
+
+
+def _named(split: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores as rows and results name them: validation_loss."""
+    return {f"{split}_{key}": value for key, value in scores.items()}

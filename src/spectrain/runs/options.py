@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from spectrain.errors import UsageError
-from spectrain.optimizers import optimizer_maker
+from spectrain.optimizers import Optimizers, optimizer_maker
 from spectrain.settings import check, option
 
 
@@ -69,10 +69,24 @@ class RunOptions:
         False, help="also save and keep the checkpoint with the lowest validation loss so far"
     )
 
+    patience: int = option(
+        0,
+        help="stop when validation has not become better in so many steps, and go back to the best "
+        "checkpoint; 0: train to the end",
+        minimum=0,
+    )
+
     def __post_init__(self) -> None:
         check(self, "train")
+        if self.patience and not self.eval_every:
+            raise UsageError("train: patience needs validations: give eval_every a value above 0")
         if self.keep_best and not self.eval_every:
             raise UsageError("train: keep_best needs validations: give eval_every a value above 0")
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best checkpoint so far is saved."""
+        return self.keep_best or self.patience > 0
 
     @property
     def excluded(self) -> list[str]:
@@ -89,9 +103,19 @@ class RunOptions:
         progress = (step - warm) / max(1, self.steps - warm)
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over `groups`. Raises UsageError as `optimizer_maker` does."""
-        return optimizer_maker(self.optimizer, "--optimizer")(groups)
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | Optimizers:
+        """The optimizer over `groups`; beside it geoopt's RiemannianAdam for parameters on a manifold.
+
+        Raises UsageError as `optimizer_maker` does.
+        """
+        make = optimizer_maker(self.optimizer, "--optimizer")
+        points, plain = _divided(groups)
+        if not points:
+            return make(plain)
+        from geoopt.optim import RiemannianAdam
+
+        riemannian = RiemannianAdam(points)
+        return Optimizers((make(plain), riemannian) if plain else (riemannian,))
 
     def find_device(self) -> torch.device:
         """The device to train on. Raises UsageError if it is not there."""
@@ -105,3 +129,19 @@ class RunOptions:
             reason = str(error).splitlines()[0]
             raise UsageError(f"--device {self.device} cannot be used here: {reason}") from None
         return device
+
+
+Groups = list[dict[str, Any]]
+
+
+def _divided(groups: Groups) -> tuple[Groups, Groups]:
+    """`groups` divided in those of points on manifolds, which no decay moves, and the others."""
+    points, plain = [], []
+    for group in groups:
+        curved = [p for p in group["params"] if hasattr(p, "manifold")]
+        flat = [p for p in group["params"] if not hasattr(p, "manifold")]
+        if curved:
+            points.append({**group, "params": curved, "weight_decay": 0.0})
+        if flat:
+            plain.append({**group, "params": flat})
+    return points, plain

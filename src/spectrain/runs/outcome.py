@@ -20,7 +20,7 @@ from spectrain.tasks.task import Task
 
 
 def result_of(
-    outcome: Mapping[str, Any],  # losses, and how the run failed if it did
+    outcome: Mapping[str, Any],  # scores, and how the run failed if it did
     now: Position,
     task: Task,
     method: Method,
@@ -31,11 +31,13 @@ def result_of(
 ) -> dict[str, Any]:
     """The content of result.json."""
     parameters = list(model.parameters())
+    best = {"best_step": now.best_step, "stopped_early": now.step < options.steps}
     on_gpu = parameters[0].device.type == "cuda"
     return {
         "steps": now.step,
         task.unit: now.step * task.units_per_step,
         **outcome,
+        **(best if options.patience else {}),
         "seconds": round(log.seconds, 3),
         "seconds_per_step": log.seconds_per_step(),
         "bytes": {**now.bytes, "device_peak": memory.highest_on_device() if on_gpu else None},

@@ -20,7 +20,7 @@ _SHAPE = {
     "interval": {"steps": WHOLE, "losses": [NUMBER], "seconds": NUMBER},
     "gradient_bytes": WHOLE,
     "bytes": dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE),
-    "best": Maybe({"step": WHOLE, "loss": FINITE}),
+    "best": Maybe({"step": WHOLE, "cost": FINITE}),
     "memory": Each(OBJECT),
 }
 
@@ -42,10 +42,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Best:
-    """The lowest validation loss so far, and its step."""
+    """The best validation so far: its step, and the cost by the task's deciding score."""
 
     step: int
-    loss: float
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,6 @@ def read(found: Checkpoint) -> tuple[Position, dict[str, Any]]:
         Interval(interval["steps"], tuple(interval["losses"]), interval["seconds"]),
         state["gradient_bytes"],
         state["bytes"],
-        Best(best["step"], best["loss"]) if best else None,
+        Best(best["step"], best["cost"]) if best else None,
     )
     return position, state["memory"]

@@ -61,8 +61,14 @@ class Team:
             torch.cuda.set_device(device)
         return device
 
-    def require_possible(self, batch_size: int, sharded: bool, phases: int) -> None:
+    def require_possible(self, task: Task, sharded: bool, phases: int) -> None:
         """Raise UsageError for a batch that cannot be divided, or weights that cannot be sharded."""
+        batch_size = task.batch_shape[1]
+        if self.size > 1 and task.unit == "epochs":
+            raise UsageError(
+                f"a {task.name} is trained as a whole in every step, which cannot be divided over "
+                f"{self.size} processes: start one"
+            )
         if batch_size % self.size:
             raise UsageError(
                 f"--batch-size {batch_size} cannot be divided over {self.size} processes: give a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectrain.errors import RunError
-from spectrain.optimizers import MakeOptimizer
+from spectrain.optimizers import Optimizers, each
 from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.randomness import is_state
 from spectrain.runs.records import OBJECT, TEXT, Each, check_record
@@ -28,11 +28,13 @@ _SIZES = (
     11,
     13,
 )  # of a stand-in's dimensions: each is recognised in its state's shapes
+Stepping = Optimizer | Optimizers
+Make = Callable[[list[dict[str, Any]]], Stepping]
 Layout = dict[str, Tensor | object]  # an optimizer's state of one parameter, as an example
 
 
 def restore(
-    found: Checkpoint, model: nn.Module, optimizer: Optimizer, make_optimizer: MakeOptimizer
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
 ) -> dict[str, Tensor]:
     """Load weights and moments, and return random-number states; nothing is loaded if anything does
     not fit. Of what is sharded a process loads its part.
@@ -51,25 +53,26 @@ def restore(
             value = divided(value, own)
         elif isinstance(value, Tensor) and value.ndim and is_sharded(own):
             raise RunError(
-                f"{found.path}: {type(optimizer).__name__} keeps {name} in another shape than its "
+                f"{found.path}: {_stepper(optimizer, own)} keeps {name} in another shape than its "
                 "parameter, which --shard cannot divide; continue without --shard"
             )
         states.setdefault(parameter, {})[name] = value
     names = {id(p): name for name, p in model.named_parameters()}
-    order = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
-    content = optimizer.state_dict()
-    content["state"] = {i: states[name] for i, name in enumerate(order) if name in states}
     try:
         like = model.state_dict()
         model.load_state_dict({name: divided(t, like[name]) for name, t in tensors.items()})
-        optimizer.load_state_dict(content)
+        for part in each(optimizer):
+            order = [names[id(p)] for group in part.param_groups for p in group["params"]]
+            content = part.state_dict()
+            content["state"] = {i: states[name] for i, name in enumerate(order) if name in states}
+            part.load_state_dict(content)
     except (RuntimeError, ValueError) as error:
         raise RunError(f"{found.path} cannot be loaded: {str(error).splitlines()[0]}") from None
     return random
 
 
 def check_fit(
-    found: Checkpoint, model: nn.Module, optimizer: Optimizer, make_optimizer: MakeOptimizer
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
 ) -> None:
     """Raise RunError, naming file and tensor, if the checkpoint is not of this model and optimizer.
 
@@ -79,7 +82,7 @@ def check_fit(
 
 
 def _read_fitting(
-    found: Checkpoint, model: nn.Module, optimizer: Optimizer, make_optimizer: MakeOptimizer
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """(model's tensors, optimizer's tensors, optimizer's other values), all of them checked."""
     state = found.state()
@@ -117,11 +120,11 @@ def _check_moments(
     file: Path,
     values: Mapping[str, Any],  # by "parameter/state"
     model: nn.Module,
-    optimizer: Optimizer,
-    make_optimizer: MakeOptimizer,
+    optimizer: Stepping,
+    make_optimizer: Make,
 ) -> None:
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    parameters = {name: p for name, p in model.named_parameters() if id(p) in stepped}
+    owners = _owners(optimizer)
+    parameters = {name: p for name, p in model.named_parameters() if id(p) in owners}
     by_parameter: dict[str, set[str]] = {}
     for key in values:
         parameter, _, name = key.rpartition("/")
@@ -131,14 +134,14 @@ def _check_moments(
     layouts: dict[object, Layout] = {}
     for parameter, names in by_parameter.items():
         p = parameters[parameter]
-        kind = p.ndim, p.dtype, p.device
+        kind = p.ndim, p.dtype, p.device, owners[id(p)]
         if kind not in layouts:
             layouts[kind] = _layout(p, make_optimizer)
         layout = layouts[kind]
         if names != layout.keys():
             raise RunError(
-                f"{file}: for {parameter} it has {_words(names)}, where {type(optimizer).__name__} "
-                f"keeps {_words(layout)}"
+                f"{file}: for {parameter} it has {_words(names)}, where {_stepper(optimizer, p)} keeps "
+                f"{_words(layout)}"
             )
         sizes = {1: 1, **dict(zip(_SIZES, p.shape, strict=False))}
         for name, example in layout.items():
@@ -153,12 +156,25 @@ def _check_moments(
                 )
 
 
-def _layout(parameter: Tensor, make_optimizer: MakeOptimizer) -> Layout:
+def _owners(optimizer: Stepping) -> dict[int, int]:
+    """Which of the optimizers steps a parameter, by its id."""
+    parts = enumerate(each(optimizer))
+    return {id(p): i for i, part in parts for group in part.param_groups for p in group["params"]}
+
+
+def _stepper(optimizer: Stepping, p: Tensor) -> str:
+    """The name of the optimizer that steps `p`."""
+    return type(each(optimizer)[_owners(optimizer)[id(p)]]).__name__
+
+
+def _layout(parameter: Tensor, make_optimizer: Make) -> Layout:
     """What the optimizer keeps for such a parameter after a step, seen on a small stand-in."""
     device = "cpu" if parameter.is_meta else parameter.device
     size = _SIZES[: parameter.ndim]
     small = torch.zeros(size, dtype=parameter.dtype, device=device, requires_grad=True)
     small.grad = torch.zeros_like(small)
+    if hasattr(parameter, "manifold"):  # by which its optimizer is chosen
+        small.manifold = parameter.manifold  # type: ignore[attr-defined]
     optimizer = make_optimizer([{"params": [small]}])
     optimizer.step()
     return dict(optimizer.state.get(small, {}))

@@ -108,6 +108,8 @@ class Saver:
                 f"{reason.splitlines()[0]}; {CURE}"
             )
         self._saved = write.step
+        if write.step == write.best and not self._is_asked_for(write.step):
+            return  # they may come every few steps
         self.say(
             f"checkpoint at step {write.step}: {write.bytes / 2**20:.1f} MiB, training waited "
             f"{write.waited:.2f} s, written in {write.seconds:.1f} s"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from spectrain.optimizers import Optimizers
 from spectrain.runs import checkpoint, randomness
 from spectrain.runs.files import TEMPORARY, write_atomic, write_json
 from spectrain.runs.processes import Team
@@ -39,7 +40,7 @@ class Snapshot:
 def take(
     step: int,
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Optimizers,
     probe: tuple[Tensor, Tensor],
     state: Mapping[str, Any],
     rows: Mapping[str, bytes],
@@ -123,7 +124,9 @@ def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     return tensors, tied
 
 
-def _by_name(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _by_name(
+    model: nn.Module, optimizer: Optimizer | Optimizers
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state by "parameter/state": tensors, and what is none."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.distributed import Processes
+from spectrain.tasks.score import Score
 
 
 class Task(Protocol):
@@ -17,6 +18,7 @@ class Task(Protocol):
     """
 
     name: str  # of the command: "lm"
+    scores: tuple[Score, ...]  # what results are judged by; the first decides
     unit: str  # what a step's work is counted in: "tokens"
 
     @property
@@ -29,6 +31,9 @@ class Task(Protocol):
 
     def build_model(self) -> nn.Module:
         """A new model, initialised from torch's global random numbers."""
+
+    def skeleton(self) -> nn.Module:
+        """Such a model to look at, if possible without numbers; random numbers are as before."""
 
     def micro_batches(self, step: int, seed: int) -> list[Tensor]:
         """The data of optimizer step `step` (from 0), one tensor for each backward pass."""
@@ -44,8 +49,8 @@ class Task(Protocol):
         thorough: bool,
         dtype: torch.dtype,
         processes: Processes | None = None,
-    ) -> float:
-        """Mean loss over "validation" or "test" data; all of it if `thorough`, else a first part.
+    ) -> dict[str, float]:
+        """Every score on "validation" or "test" data, by key; all of it if `thorough`, else a first part.
 
         With `processes` each of them measures a share, and all return the whole's.
         """
@@ -55,6 +60,12 @@ class Task(Protocol):
 
     def save_assets(self, model: nn.Module, directory: Path) -> None:
         """Write what a trained model needs beside its weights (tokenizer, configuration)."""
+
+    def draw(self, model: nn.Module, directory: Path) -> None:
+        """Write what shows the trained model to people (embedding.png), if there is something."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the task was asked for, for config.json."""
 
     def summary(self) -> dict[str, Any]:
         """The data, for config.json; "fingerprint" identifies it."""

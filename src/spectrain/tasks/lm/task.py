@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from spectrain.tasks.lm.corpus import Corpus, load_corpus
 from spectrain.tasks.lm.evaluate import evaluate, token_loss
 from spectrain.tasks.lm.models import build_model
 from spectrain.tasks.lm.options import LanguageModelOptions
+from spectrain.tasks.score import LOSS, PERPLEXITY, Score
 
 PROBE_TOKENS = 32
 
@@ -29,6 +30,7 @@ class LanguageModelling:
     overrides: dict[str, str] = field(default_factory=dict)  # of the model's configuration
     name: str = "lm"
     unit: str = "tokens"
+    scores: tuple[Score, ...] = (LOSS, PERPLEXITY)
 
     @classmethod
     def load(
@@ -68,6 +70,10 @@ class LanguageModelling:
             gradient_checkpointing=self.options.gradient_checkpointing,
         )
 
+    def skeleton(self) -> nn.Module:
+        with torch.device("meta"):
+            return self.build_model()
+
     @cached_property
     def _batches(self) -> dict[int, Batches]:
         return {}
@@ -92,9 +98,9 @@ class LanguageModelling:
         thorough: bool,
         dtype: torch.dtype,
         processes: Processes | None = None,
-    ) -> float:
+    ) -> dict[str, float]:
         o = self.options
-        return evaluate(
+        found = evaluate(
             model,
             self.corpus.splits[split],
             o.sequence_length,
@@ -104,7 +110,8 @@ class LanguageModelling:
             autocast=None if dtype == torch.float32 else dtype,
             chunk=o.loss_chunk,
             processes=processes,
-        ).loss
+        )
+        return {"loss": found.loss}
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -118,6 +125,11 @@ class LanguageModelling:
     def save_assets(self, model: nn.Module, directory: Path) -> None:
         self.corpus.tokenizer.save_pretrained(directory / "tokenizer")
         model.config.save_pretrained(directory / "model")  # type: ignore[union-attr, operator]
+
+    def draw(self, model: nn.Module, directory: Path) -> None: ...
+
+    def settings(self) -> dict[str, Any]:
+        return {**asdict(self.options), "model_config": dict(self.overrides)}
 
     def summary(self) -> dict[str, Any]:
         return self.corpus.summary()

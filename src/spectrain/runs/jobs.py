@@ -1,4 +1,4 @@
-"""The language-model commands: one training run, and a comparison of methods."""
+"""What the commands do: one training run, and a comparison of methods."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spectrain.errors import RunError
 from spectrain.groups import param_groups
@@ -25,11 +23,11 @@ from spectrain.runs.processes import Team
 from spectrain.runs.report import write_report
 from spectrain.runs.view import View
 from spectrain.surgery import apply, coverage, select
-from spectrain.tasks.lm.task import LanguageModelling
+from spectrain.tasks.task import Task
 
 
 def train(
-    task: LanguageModelling,
+    task: Task,
     method: Method,
     options: RunOptions,
     out: Path,
@@ -58,7 +56,7 @@ def _locked(directory: Path, team: Team) -> Iterator[None]:
 
 
 def _train(
-    task: LanguageModelling,
+    task: Task,
     method: Method,
     options: RunOptions,
     directory: Path,
@@ -72,7 +70,7 @@ def _train(
         begun_at = origin(fork, directory, task, method, options)
         settings = _settings(task, options)
         command = command_line()
-        config = run_config(task.name, settings, method, task.summary(), command, begun_at)
+        config = run_config(task, settings, method, command, begun_at)
         return open_directory(directory, config)
 
     result = team.decide(open_it)
@@ -90,7 +88,7 @@ def _report(directory: Path, team: Team) -> Path:
 
 
 def compare(
-    task: LanguageModelling,
+    task: Task,
     methods: Mapping[str, Method],
     grids: Mapping[str, Sequence[float]],
     options: RunOptions,
@@ -138,13 +136,10 @@ def compare(
         return comparison, _report(out, team)
 
 
-def _check(
-    task: LanguageModelling, methods: Mapping[str, Method], options: RunOptions, view: View
-) -> None:
+def _check(task: Task, methods: Mapping[str, Method], options: RunOptions, view: View) -> None:
     """Refuse now what a later trial could not start with, and show what all of them exchange."""
     options.find_device()
-    with torch.device("meta"):
-        model = task.build_model()
+    model = task.skeleton()
     covered = coverage(model, select(model, options.targets, options.excluded))
     for method in methods.values():
         for phase, _ in method.phases(options.steps):
@@ -154,7 +149,7 @@ def _check(
 
 
 def _trial_runner(
-    task: LanguageModelling,
+    task: Task,
     methods: Mapping[str, Method],
     options: RunOptions,
     view: View,
@@ -184,6 +179,5 @@ class _Quiet:
     def say(self, sentence: str) -> None: ...
 
 
-def _settings(task: LanguageModelling, options: RunOptions) -> dict[str, Any]:
-    settings = dataclasses.asdict(task.options) | dataclasses.asdict(options)
-    return {**settings, "model_config": dict(task.overrides)}
+def _settings(task: Task, options: RunOptions) -> dict[str, Any]:
+    return task.settings() | dataclasses.asdict(options)

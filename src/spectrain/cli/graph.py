@@ -1,0 +1,197 @@
+"""`train graph` and `compare graph`: their options, and what is done with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from spectrain.cli import training
+from spectrain.cli.options import SectionedCommand, built, options_of
+from spectrain.errors import UsageError
+from spectrain.method import Method
+from spectrain.runs.options import RunOptions
+from spectrain.tasks.graph.options import GraphOptions
+from spectrain.tasks.graph.recipes import NAMES, recipe_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from spectrain.tasks.graph.graphs import Graph
+    from spectrain.tasks.graph.task import GraphLearning
+
+# A step sees the whole graph, so steps are epochs; they end by patience.
+DEFAULTS = {
+    "steps": 5000,
+    "lr": 1e-2,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "optimizer": "Adam",
+    "exclude": "head",
+    "log_every": 10,
+    "eval_every": 2,
+    "checkpoint_every": 1000,
+    "keep": 1,
+    "patience": 500,
+}
+RECIPE = click.Option(
+    ["--recipe"],
+    default="auto",
+    show_default=True,
+    help=f"settings known to suit a graph, where no flag gives them: auto (by the name of the data), none, or "
+    f"one of {', '.join(NAMES)}",
+)
+
+
+def _train_graph(out: Path, fork: Path | None, method: str, recipe: str, **values: Any) -> None:
+    chosen = training.chosen_method(method, values)
+    graph, values, notes = _settled(values, recipe)
+    options = built(RunOptions, values)
+    task = _task(graph, values)
+    console, result, report = training.run_training(
+        lambda console: _shown(task, notes, console), chosen, options, out, fork
+    )
+    rows = [("epochs", _epochs(result))]
+    for score in task.scores:
+        found = (result[f"{split}_{score.key}"] * score.factor for split in ("validation", "test"))
+        text = " validation, ".join(f"{value:.{score.digits}f} %" for value in found)
+        rows.append((score.title, f"{text} test"))
+    last = [
+        ("report", str(report)),
+        ("next", f"spectrain merge {out} --out DIR --checkpoint best"),
+    ]
+    training.summarise(console, chosen, result, rows, last)
+
+
+def _epochs(result: dict[str, Any]) -> str:
+    if "best_step" not in result:
+        return f"{result['steps']:,}"
+    why = "stopped by patience" if result["stopped_early"] else "all made"
+    return f"{result['steps']:,} ({why}); the results are of epoch {result['best_step']:,}, the best one"
+
+
+train_graph = SectionedCommand(
+    "graph",
+    callback=_train_graph,
+    help="Learn on a graph: classes of its nodes, or which pairs are linked; in hyperbolic space "
+    "(HyboNet) or not.\n\n"
+    "Example: spectrain train graph --method sst --method.rank 2 --out runs/tree\n\n"
+    "Example: spectrain train graph --data airport.npz --predict links --method full --out runs/air",
+    sections=[
+        ("Run", [*training.RUN, RECIPE]),
+        ("Graph and model", options_of(GraphOptions)),
+        ("Training", options_of(RunOptions, defaults=DEFAULTS)),
+        *training.method_sections(),
+    ],
+)
+
+
+def _compare_graph(
+    out: Path,
+    methods: str,
+    sweep_lr: str | None,
+    sweep_lr_ordinary: str | None,
+    seeds: int,
+    extend: int,
+    rank: str,
+    recipe: str,
+    **values: Any,
+) -> None:
+    names = training.names_of(methods)
+    ranks = _ranks(rank)
+    arms = arms_of(names, ranks, values)
+    graph, values, notes = _settled(values, recipe)
+    if sweep_lr is None:
+        sweep_lr = ",".join(f"{factor * values['lr']:.3g}" for factor in (0.5, 1, 2))
+    by_method = training.grids_of(names, sweep_lr, values)
+    options = built(RunOptions, {**values, "lr": 0.0})
+    task = _task(graph, values)
+    training.run_comparison(
+        lambda console: _shown(task, notes, console),
+        arms,
+        {key: by_method[method.card.key] for key, method in arms.items()},
+        options,
+        ordinary_rates=training.ordinary_rates(sweep_lr_ordinary, values),
+        report_seeds=range(options.seed + 1, options.seed + 1 + seeds),
+        max_extensions=extend,
+        out=out,
+    )
+
+
+def arms_of(names: list[str], ranks: list[int], values: dict[str, Any]) -> dict[str, Method]:
+    """A method at every rank, by the name that its arm has in files: sst, or sst-r1 and sst-r2."""
+    arms = {}
+    for key in names:
+        several = len(ranks) > 1 and training.has_rank(key)
+        for rank in ranks if several else ranks[:1]:
+            arms[f"{key}-r{rank}" if several else key] = training.arm(key, rank, values)
+    return arms
+
+
+def _ranks(text: str) -> list[int]:
+    try:
+        ranks = [int(word) for word in training.words(text)]
+    except ValueError:
+        ranks = []
+    if not ranks or len(set(ranks)) < len(ranks):
+        raise UsageError(f"--rank {text!r}: give whole numbers separated by commas, as 1,2")
+    return ranks
+
+
+RANK = click.Option(
+    ["--rank"],
+    default="2",
+    show_default=True,
+    help="rank of every method; several, as 1,2, make an arm for each",
+)
+RATES = click.Option(
+    ["--sweep-lr"],
+    help="learning rates of the matrices that each method tries on the first seed; the best on "
+    "validation data is used for the report; default: half, once and twice the recipe's --lr",
+)
+
+compare_graph = SectionedCommand(
+    "graph",
+    callback=_compare_graph,
+    help="Compare methods at learning on a graph: the same data, budget and number of trials for "
+    "each.\n\nFinished trials are kept; the same command continues. "
+    "Example: spectrain compare graph --data airport.npz --methods full,sst,lora --rank 1,2 --out runs/cmp",
+    sections=[
+        ("Comparison", [*training.comparison(RANK, RATES), RECIPE]),
+        ("Graph and model", options_of(GraphOptions)),
+        ("Training", options_of(RunOptions, defaults=DEFAULTS)),
+        *training.arm_sections(),
+    ],
+)
+
+
+def _settled(values: dict[str, Any], recipe: str) -> tuple[Graph, dict[str, Any], tuple[str, ...]]:
+    """(graph, values with the recipe's where no flag gave one, what to say of the recipe)."""
+    from spectrain.tasks.graph.builtin import sir_tree
+    from spectrain.tasks.graph.files import load_graph
+
+    graph = sir_tree() if values["data"] is None else load_graph(Path(values["data"]))
+    found = recipe_for(recipe, graph.name, values["predict"], values["model"])
+    if found is None:
+        return graph, values, ()
+    source = click.get_current_context().get_parameter_source
+    own = {n: v for n, v in found.values.items() if source(n) == ParameterSource.DEFAULT}
+    text = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
+    said = f"recipe {found.name}: {text}" if text else f"recipe {found.name}: all given by flags"
+    return graph, values | own, (said, *found.departures)
+
+
+def _task(graph: Graph, values: dict[str, Any]) -> GraphLearning:
+    from spectrain.tasks.graph.task import GraphLearning
+
+    return GraphLearning.on(graph, built(GraphOptions, values))
+
+
+def _shown(task: GraphLearning, notes: tuple[str, ...], console: Console) -> GraphLearning:
+    """Print what is learned from; returns the task."""
+    lines = [task.describe(), *(f"note: {note}" for note in (*task.graph.notes, *notes))]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return task

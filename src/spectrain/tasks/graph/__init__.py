@@ -1,0 +1,1 @@
+"""Learning on graphs: classes of nodes, and links."""

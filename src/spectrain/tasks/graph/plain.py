@@ -1,0 +1,54 @@
+"""The plain form of a trained network on graphs: its ordinary weights and a description of its layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spectrain.errors import RunError, UsageError
+from spectrain.tasks.graph.models import GraphNetwork, build
+
+FOLDERS = ("model",)  # of a run, whose files belong to it
+
+
+def load(directory: Path | str) -> GraphNetwork:
+    """The network that `spectrain merge` wrote to `directory`, ready for use.
+
+    Raises UsageError if the folder holds none, RunError if its weights are of another one.
+    """
+    folder = Path(directory)
+    model = skeleton(folder)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def skeleton(folder: Path) -> GraphNetwork:
+    """The network that config.json in `folder` describes, its weights new."""
+    path = folder / "config.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if not isinstance(description, dict):
+        raise UsageError(f"{path} describes no network")
+    with torch.random.fork_rng(devices=[]):
+        return build(description)
+
+
+@torch.no_grad()
+def outputs(directory: Path, x: Tensor) -> Tensor:
+    """What the written network makes of nodes without neighbours (`GraphNetwork.alone`).
+
+    Raises RunError if x (n, F) is no input of it.
+    """
+    model = load(directory)
+    if x.ndim != 2 or x.shape[1] != model.width or not x.is_floating_point():
+        raise RunError("the probe is no input of this model")
+    return model.alone(x).float()
