@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from spectrain.runs.directory import make_folder, refuse_foreign, what
 from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.processes import Team
 from spectrain.runs.records import OBJECT, PLAN, check_record, read_config, read_result
-from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
+from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, cost, planned
+from spectrain.tasks.score import LOSS, PERPLEXITY, Score
 
 __all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
 
 FORMAT = 1
-COLUMNS = (
-    *("arm", "purpose", "lr", "lr_ordinary", "seed", "steps"),
-    *("validation_loss", "validation_perplexity", "test_loss", "test_perplexity"),
+FIRST_COLUMNS = ("arm", "purpose", "lr", "lr_ordinary", "seed", "steps")
+LAST_COLUMNS = (
     *("seconds_per_step", "weight_bytes", "gradient_bytes", "optimizer_bytes", "device_peak_bytes"),
     *("trainable_parameters", "frozen_parameters", "failed"),
 )
@@ -102,7 +102,7 @@ def run_comparison(
         result = known or run_trial(trial, directory)
         _check_corpus(results, trial, result)
         results[trial] = result
-        say(f"  {outcome(result)}")
+        say(f"  {outcome(plan, result)}")
 
 
 def load_comparison(directory: Path) -> Comparison:
@@ -142,22 +142,23 @@ def describe(plan: Plan, trial: Trial) -> str:
     return f"{plan.arm(trial.arm).title}, {rate}, seed {trial.seed}"
 
 
-def outcome(result: Result) -> str:
+def outcome(plan: Plan, result: Result) -> str:
     """A result in words: ``validation loss 3.671 (perplexity 39.29)``."""
-    validation = loss(result, "validation_loss")
-    if math.isinf(validation):
+    if math.isinf(cost(result, plan.score, "validation")):
         return f"diverged: {failure(result)}"
-    return f"validation loss {validation:.3f} (perplexity {perplexity(validation):.2f})"
+    first, *others = [f"{s.title} {shown(result, s, 'validation')}" for s in plan.scores]
+    return f"validation {first}" + (f" ({', '.join(others)})" if others else "")
+
+
+def shown(result: Result, score: Score, split: str) -> str:
+    """A score as it is printed; "–" where there is none."""
+    found = cost(result, score, split)
+    return "–" if math.isinf(found) else f"{score.shown(found):.{score.digits}f}"
 
 
 def failure(result: Result) -> str:
     """How a diverged trial failed."""
     return str(result.get("failed") or "its loss is no finite number")
-
-
-def perplexity(nats: float) -> float:
-    """exp(loss); infinity where that overflows."""
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 def rate_text(rate: float | None) -> str:
@@ -212,6 +213,8 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
                 arm["schedule"],
                 arm["paper_schedule"],
                 tuple(arm["learning_rates"]),
+                arm.get("method", ""),
+                arm.get("group", ""),
             )
             for arm in content["arms"]
         ),
@@ -219,7 +222,16 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
         sweep_seed=content["sweep_seed"],
         report_seeds=tuple(content["report_seeds"]),
         max_extensions=content["max_extensions"],
+        scores=scores_from(content.get("scores")),
     )
+
+
+def scores_from(content: list[dict[str, Any]] | None) -> tuple[Score, ...]:
+    """A task's scores as a configuration records them; a language model's where it records none."""
+    if content is None:
+        return LOSS, PERPLEXITY
+    names = [f.name for f in fields(Score)]
+    return tuple(Score(**{name: score[name] for name in names}) for score in content)
 
 
 def _finished(trial: Trial, directory: Path) -> Result | None:
@@ -249,16 +261,30 @@ def _check_corpus(results: Mapping[Trial, Result], trial: Trial, result: Result)
 def _table(comparison: Comparison) -> str:
     """results.csv: one row for each finished trial, in the order of the plan."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    scores = comparison.plan.scores
+    columns = *FIRST_COLUMNS, *_score_columns(scores), *LAST_COLUMNS
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for trial in comparison.progress.trials:
         if trial in comparison.results:
-            writer.writerow(_csv_row(trial, comparison.results[trial]))
+            writer.writerow(_csv_row(trial, comparison.results[trial], scores))
     return text.getvalue()
 
 
-def _csv_row(trial: Trial, result: Result) -> dict[str, Any]:
-    validation, test = loss(result, "validation_loss"), loss(result, "test_loss")
+def _score_columns(scores: tuple[Score, ...]) -> dict[str, tuple[Score, str]]:
+    """The columns of results.csv that hold scores: validation_loss, validation_perplexity, test_loss …"""
+    return {
+        f"{split}_{score.title if score.exponential else score.key}": (score, split)
+        for split in ("validation", "test")
+        for score in scores
+    }
+
+
+def _csv_row(trial: Trial, result: Result, scores: tuple[Score, ...]) -> dict[str, Any]:
+    found = {
+        name: (score, cost(result, score, split))
+        for name, (score, split) in _score_columns(scores).items()
+    }
     sizes = result.get("bytes") or {}
     row = {
         "arm": trial.arm,
@@ -266,15 +292,13 @@ def _csv_row(trial: Trial, result: Result) -> dict[str, Any]:
         "lr": trial.lr,
         "lr_ordinary": trial.lr_ordinary,
         "seed": trial.seed,
-        "validation_loss": validation,
-        "validation_perplexity": perplexity(validation),
-        "test_loss": test,
-        "test_perplexity": perplexity(test),
+        **{name: score.shown(value) for name, (score, value) in found.items()},
         "weight_bytes": sizes.get("weights"),
         "gradient_bytes": sizes.get("gradients"),
         "optimizer_bytes": sizes.get("optimizer"),
         "device_peak_bytes": sizes.get("device_peak"),
-        "failed": failure(result) if math.isinf(validation) else None,
+        "failed": failure(result) if math.isinf(cost(result, scores[0], "validation")) else None,
     }
-    row |= {column: result.get(column) for column in COLUMNS if column not in row}
-    return {name: None if value == math.inf else value for name, value in row.items()}
+    row |= {name: result.get(name) for name in FIRST_COLUMNS + LAST_COLUMNS if name not in row}
+    endless = (math.inf, -math.inf)
+    return {name: None if value in endless else value for name, value in row.items()}

@@ -106,21 +106,12 @@ def compare(
     options.seed chooses the rates; report_seeds are what the results are averaged over.
     """
     plan = Plan(
-        arms=tuple(
-            Arm(
-                key,
-                method.title,
-                tuple(method.variations()),
-                method.schedule_text(),
-                method.card.paper_schedule,
-                tuple(grids[key]),
-            )
-            for key, method in methods.items()
-        ),
+        arms=tuple(_arm(key, method, grids[key], methods) for key, method in methods.items()),
         ordinary_rates=tuple(ordinary_rates),
         sweep_seed=options.seed,
         report_seeds=tuple(report_seeds),
         max_extensions=max_extensions,
+        scores=task.scores,
     )
     recorded = {
         **_settings(task, options),
@@ -134,6 +125,23 @@ def compare(
             plan, run_trial, out, options=recorded, say=view.say, command=command_line(), team=team
         )
         return comparison, _report(out, team)
+
+
+def _arm(key: str, method: Method, rates: Sequence[float], methods: Mapping[str, Method]) -> Arm:
+    """The arm `key`; one of several ranks of a method says which, and is compared within its rank."""
+    several = sum(type(other) is type(method) for other in methods.values()) > 1
+    rank = getattr(method, "rank", None)
+    group = f"r={rank}" if several else ""
+    return Arm(
+        key,
+        f"{method.title} {group}".strip(),
+        tuple(method.variations()),
+        method.schedule_text(),
+        method.card.paper_schedule,
+        tuple(rates),
+        method.card.key,
+        group,
+    )
 
 
 def _check(task: Task, methods: Mapping[str, Method], options: RunOptions, view: View) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from spectrain.runs.compare import Comparison
+from spectrain.runs.compare import Comparison, scores_from
 from spectrain.runs.curves import Curve, column, mean_curve, read_curve
 from spectrain.runs.files import read_rows, write_atomic
-from spectrain.runs.records import SPECTRA, read_record
+from spectrain.runs.records import FINITE, SPECTRA, read_config, read_record, read_result
 from spectrain.runs.summary import Row, summarise
 from spectrain.runs.trials import Trial
+from spectrain.tasks.score import PERPLEXITY, Score
 
 # The colours of Okabe and Ito, told apart by all kinds of colour vision.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,7 +25,7 @@ LAYERS = 4  # at most so many layers in a run's picture of spectra
 
 def plot_comparison(comparison: Comparison) -> list[Path]:
     """Draw what a comparison has so far into its directory; the files written."""
-    shown = _shown_trials(comparison)
+    shown = shown_trials(comparison)
     curves: dict[str, Curve] = {}
     for arm, trials in shown.items():
         found = [read_curve(comparison.trial_directory(trial)) for trial in trials]
@@ -38,10 +39,15 @@ def plot_comparison(comparison: Comparison) -> list[Path]:
         for arm, trials in shown.items()
         if (content := read_record(comparison.trial_directory(trials[0]) / "spectra.json", SPECTRA))
     }
+    scores = comparison.plan.scores
+    words = "loss (nats per token)" if PERPLEXITY in scores else "loss"
+    shown_score = PERPLEXITY if PERPLEXITY in scores else scores[0]
+    name = "perplexity" if shown_score == PERPLEXITY else "score"
     figures = {
-        "loss_by_step.png": _losses(curves, titles, by_time=False),
-        "loss_by_time.png": _losses(curves, titles, by_time=True),
-        "perplexity_by_memory.png": _memory(comparison, titles),
+        "loss_by_step.png": _losses(curves, titles, words, by_time=False),
+        "loss_by_time.png": _losses(curves, titles, words, by_time=True),
+        "score_by_step.png": _scores_of_arms(comparison, shown, titles),
+        f"{name}_by_memory.png": _memory(comparison, titles, shown_score),
         "spectra.png": _spectra_of_arms(spectra, titles),
     }
     return [
@@ -51,7 +57,7 @@ def plot_comparison(comparison: Comparison) -> list[Path]:
     ]
 
 
-def _shown_trials(comparison: Comparison) -> dict[str, list[Trial]]:
+def shown_trials(comparison: Comparison) -> dict[str, list[Trial]]:
     """Finished trials to draw: those of the report seeds; before there are any, each method's best
     so far, or its first."""
     progress, results = comparison.progress, comparison.results
@@ -71,18 +77,21 @@ def _style(titles: dict[str, str], arm: str) -> dict[str, Any]:
     place = list(titles).index(arm)
     return {
         "color": COLOURS[place % len(COLOURS)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": LINES[place % len(LINES)],
+        # Where the colours begin anew the markers are one further.
+        "marker": MARKERS[(place + place // len(COLOURS)) % len(MARKERS)],
+        "linestyle": LINES[(place + place // len(COLOURS)) % len(LINES)],
     }
 
 
-def _losses(curves: dict[str, Curve], titles: dict[str, str], *, by_time: bool) -> Figure | None:
+def _losses(
+    curves: dict[str, Curve], titles: dict[str, str], words: str, *, by_time: bool
+) -> Figure | None:
     """Smoothed training loss as lines with bands, validation loss as markers."""
     if by_time:
         curves = {arm: curve for arm, curve in curves.items() if np.isfinite(curve.seconds).all()}
     if not curves:
         return None
-    figure, axes = _canvas("training time (s)" if by_time else "step", "loss (nats per token)")
+    figure, axes = _canvas("training time (s)" if by_time else "step", words)
     top, bottom = -np.inf, np.inf
     for arm, curve in curves.items():
         style = _style(titles, arm)
@@ -99,36 +108,70 @@ def _losses(curves: dict[str, Curve], titles: dict[str, str], *, by_time: bool) 
         bottom = min(bottom, late.min(), curve.validation.min(initial=np.inf))
     margin = 0.05 * (top - bottom) or 0.1
     axes.set_ylim(bottom - margin, top + margin)
-    axes.legend(title="lines: training, markers: validation", frameon=False)
+    measured = any(len(curve.validation) for curve in curves.values())
+    axes.legend(title="lines: training, markers: validation" if measured else None, frameon=False)
     return figure
 
 
-def _memory(comparison: Comparison, titles: dict[str, str]) -> Figure | None:
-    """Final test perplexity against the bytes of training state."""
+def _scores_of_arms(
+    comparison: Comparison, shown: dict[str, list[Trial]], titles: dict[str, str]
+) -> Figure | None:
+    """The deciding score on validation data against step; None where that is the loss, shown already."""
+    score = comparison.plan.score
+    if score.key == "loss":
+        return None
+    figure, axes = _canvas("step", f"validation {score.title}")
+    drawn = False
+    for arm, trials in shown.items():
+        found = [_validations(comparison.trial_directory(trial), score) for trial in trials]
+        steps = sorted(set.intersection(*(set(own) for own in found)))
+        if not steps:
+            continue
+        values = np.array([[own[step] for step in steps] for own in found])
+        mean, style = values.mean(0), _style(titles, arm)
+        axes.plot(steps, mean, **style, markevery=max(1, len(steps) // 8), ms=5, label=titles[arm])
+        if len(found) > 1:
+            spread = values.std(0, ddof=1)
+            band = {"color": style["color"], "alpha": 0.12, "linewidth": 0}
+            axes.fill_between(steps, mean - spread, mean + spread, **band)
+        drawn = True
+    axes.legend(frameon=False, fontsize=8)
+    return figure if drawn else None
+
+
+def _validations(directory: Path, score: Score) -> dict[float, float]:
+    """A run's score on validation data, as it is shown, by step."""
+    steps, values = column(read_rows(directory / "metrics.jsonl"), f"validation_{score.key}")
+    return {s: score.shown(score.cost(v)) for s, v in zip(steps, values, strict=True)}
+
+
+def _memory(comparison: Comparison, titles: dict[str, str], score: Score) -> Figure | None:
+    """The final score on test data against the bytes of training state."""
     rows = [row for row in summarise(comparison).rows if row.losses and row.state_bytes > 0]
     if not rows:
         return None
     figure, axes = _canvas(
-        "training state: weights + gradients + optimizer (MiB)", "test perplexity"
+        "training state: weights + gradients + optimizer (MiB)", f"test {score.title}"
     )
+    means = {}
     for row in rows:
         style = _style(titles, row.arm.key) | {"linestyle": ""}
-        values = np.array(row.perplexities)
+        values = np.array(row.shown(comparison.plan.scores, score))
+        means[row.arm.key] = float(values.mean())
         error = values.std(ddof=1) if len(values) > 1 else None
         axes.errorbar(_mib(row), values.mean(), error, **style, markersize=8, capsize=4)
     axes.margins(y=0.15)
     axes.set_xlim(0, 1.3 * max(_mib(row) for row in rows))  # leaves room for the names
-    _label(figure, axes, rows)
+    _label(figure, axes, {row.arm.title: (_mib(row), means[row.arm.key]) for row in rows})
     return figure
 
 
-def _label(figure: Figure, axes: Any, rows: Sequence[Row]) -> None:
-    """Write each method's name to the right of its point, moved up where names would overlap."""
+def _label(figure: Figure, axes: Any, points: dict[str, tuple[float, float]]) -> None:
+    """Write each name to the right of its point, moved up where names would overlap."""
     figure.draw_without_rendering()  # settles the layout, on which the positions depend
     scale = 72 / figure.dpi  # points per pixel
     taken: list[tuple[float, float]] = []
-    for row in sorted(rows, key=lambda row: float(np.mean(row.perplexities))):
-        point = _mib(row), float(np.mean(row.perplexities))
+    for title, point in sorted(points.items(), key=lambda item: item[1][1]):
         x, y = (value * scale for value in axes.transData.transform(point))
         height = y
         for other_x, other_height in taken:
@@ -137,7 +180,7 @@ def _label(figure: Figure, axes: Any, rows: Sequence[Row]) -> None:
         taken.append((x, height))
         arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6} if height > y else None
         axes.annotate(
-            _legible(row.arm.title),
+            _legible(title),
             point,
             xytext=(14, height - y),
             textcoords="offset points",
@@ -184,17 +227,23 @@ def _spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
 
 def plot_run(directory: Path) -> list[Path]:
     """Draw one run's loss, learning rate and spectra into its directory; the files written."""
-    figures = {"loss.png": _run_loss(directory), "spectra.png": _run_spectra(directory)}
+    config = read_config(directory) or {}
+    scores = scores_from(config.get("scores"))
+    figures = {
+        "loss.png": _run_loss(directory, scores),
+        "score.png": _run_scores(directory, scores),
+        "spectra.png": _run_spectra(directory),
+    }
     return [
         _save(figure, directory / name) for name, figure in figures.items() if figure is not None
     ]
 
 
-def _run_loss(directory: Path) -> Figure | None:
+def _run_loss(directory: Path, scores: Sequence[Score]) -> Figure | None:
     curve = read_curve(directory)
     if curve is None:
         return None
-    figure, axes = _canvas("step", "loss (nats per token)")
+    figure, axes = _canvas("step", "loss (nats per token)" if PERPLEXITY in scores else "loss")
     axes.plot(curve.steps, curve.loss, color=COLOURS[1], label="training loss (smoothed)")
     if len(curve.validation):
         marks = {"color": COLOURS[2], "marker": "o", "linestyle": ""}
@@ -207,6 +256,24 @@ def _run_loss(directory: Path) -> Figure | None:
         other.set_ylim(bottom=0)
         other.spines["top"].set_visible(False)
         axes.plot([], [], color="0.5", linestyle=":", label="learning rate")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _run_scores(directory: Path, scores: Sequence[Score]) -> Figure | None:
+    """Scores other than the loss on validation data against step."""
+    found = {
+        s.title: own for s in scores if s.key != "loss" and (own := _validations(directory, s))
+    }
+    if not found:
+        return None
+    figure, axes = _canvas("step", "on validation data")
+    for place, (title, values) in enumerate(found.items()):
+        look = {"color": COLOURS[place + 1], "linestyle": LINES[place]}
+        axes.plot(list(values), list(values.values()), **look, linewidth=1.4, label=title)
+    best = (read_result(directory) or {}).get("best_step")
+    if FINITE.holds(best):
+        axes.axvline(best, color="0.5", linestyle=":", linewidth=1, label=f"best: step {best}")
     axes.legend(frameon=False)
     return figure
 

@@ -55,11 +55,20 @@ TEXT = Kind("text", lambda v: isinstance(v, str))
 NUMBER = Kind("a number", is_number)
 FINITE = Kind("a finite number", lambda v: is_number(v) and math.isfinite(v))
 WHOLE = Kind("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
+TRUTH = Kind("true or false", lambda v: isinstance(v, bool))
+DIGITS = Kind("a whole number from 0 to 9", lambda v: type(v) is int and 0 <= v <= 9)
 ANYTHING = Kind("anything", lambda v: True)
 OBJECT = Each(ANYTHING)
 
 _SIZES = dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE)
+SCORE = {
+    **dict.fromkeys(("key", "title", "unit"), TEXT),
+    **dict.fromkeys(("higher_is_better", "exponential"), TRUTH),
+    "factor": FINITE,
+    "digits": DIGITS,
+}
 CONFIG = {
+    "scores": Maybe([SCORE]),
     "command": Maybe(TEXT),
     "options": Maybe(OBJECT),
     "method": Maybe({"name": Maybe(TEXT)}),
@@ -70,7 +79,9 @@ PLAN = {
     "arms": [
         dict.fromkeys(("key", "title", "schedule", "paper_schedule"), TEXT)
         | {"variations": [TEXT], "learning_rates": [FINITE]}
+        | dict.fromkeys(("method", "group"), Maybe(TEXT))
     ],
+    "scores": Maybe([SCORE]),
     "ordinary_rates": [Maybe(FINITE)],
     "sweep_seed": WHOLE,
     "report_seeds": [WHOLE],

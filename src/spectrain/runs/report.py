@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from spectrain.errors import UsageError
-from spectrain.runs.compare import (
-    Comparison,
-    load_comparison,
-    perplexity,
-    rate_text,
-)
+from spectrain.runs.compare import Comparison, load_comparison, rate_text, scores_from, shown
 from spectrain.runs.files import read_rows, write_atomic
 from spectrain.runs.memory import beside
-from spectrain.runs.plots import plot_comparison, plot_run
+from spectrain.runs.plots import plot_comparison, plot_run, shown_trials
 from spectrain.runs.records import FINITE, read_config, read_result
-from spectrain.runs.summary import COLUMNS, summarise
-from spectrain.runs.trials import Trial, loss
+from spectrain.runs.summary import summarise
+from spectrain.runs.trials import Plan, cost
+from spectrain.tasks.score import LOSS, PERPLEXITY, Score
 
 CAPTIONS = {
     "loss_by_step.png": "Loss against step. Lines: training loss, smoothed, mean over seeds, with "
@@ -27,6 +23,13 @@ CAPTIONS = {
     "loss_by_time.png": "The same losses against training time, evaluation excluded.",
     "perplexity_by_memory.png": "Test perplexity (mean, and standard deviation over seeds) against "
     "the memory of weights, gradients and optimizer state. Lower and further left is better.",
+    "score_by_step.png": "Score on validation data against step: mean over seeds, with a band of one "
+    "standard deviation.",
+    "score_by_memory.png": "Test score (mean, and standard deviation over seeds) against the memory of "
+    "weights, gradients and optimizer state.",
+    "score.png": "Scores on validation data against step. Dotted: the step that results are of.",
+    "embedding.png": "Where the model puts the nodes, in two dimensions, coloured by class: hyperbolic ones in "
+    "the Poincaré disk, around their centroid, each at its own distance from it.",
     "loss.png": "Training loss (smoothed), validation loss and learning rate against step.",
     "spectra.png": "Singular values of weight matrices at the start (dashed) and at the end (solid).",
 }
@@ -99,12 +102,13 @@ def _comparison(comparison: Comparison) -> tuple[str, str]:
     config = read_config(comparison.trial_directory(first)) if first else None
     parts = [
         "<h2>Result</h2>",
-        _table(COLUMNS, summary.cells),
-        _key(COLUMNS),
+        _table(summary.columns, summary.cells),
+        _key(summary.columns),
         _list(summary.sentences),
         _notes(summary.footnotes),
         "<h2>Curves</h2>",
-        _figures(plot_comparison(comparison)),
+        _figures({path: CAPTIONS[path.name] for path in plot_comparison(comparison)}),
+        _embeddings(comparison),
         "<h2>Schedules</h2>",
         "<p>What happens to the factors during training, here and in each method's paper.</p>",
         _table(
@@ -126,7 +130,9 @@ def _trials(comparison: Comparison) -> str:
     plan, results = comparison.plan, comparison.results
     headings = (
         *("method", "purpose", "learning rate", "ordinary rate", "seed"),
-        *("validation loss", "test loss", "test perplexity", "ms/step", "state"),
+        f"validation {plan.score.title}",
+        *(f"test {score.title}" for score in plan.scores),
+        *("ms/step", "state"),
     )
     rows = []
     for trial in comparison.progress.trials:
@@ -138,24 +144,48 @@ def _trials(comparison: Comparison) -> str:
                 trial.purpose,
                 *rates,
                 str(trial.seed),
-                *_measured(trial, result),
+                *_measured(plan, result),
             )
         )
     return _table(headings, rows)
 
 
-def _measured(trial: Trial, result: Mapping[str, Any] | None) -> tuple[str, ...]:
+def _measured(plan: Plan, result: Mapping[str, Any] | None) -> tuple[str, ...]:
     if result is None:
-        return ("–", "–", "–", "–", "not done yet")
-    validation, test = loss(result, "validation_loss"), loss(result, "test_loss")
+        return (*("–" for _ in (*plan.scores, "", "")), "not done yet")
     seconds = result.get("seconds_per_step")
+    lost = math.isinf(cost(result, plan.score, "validation"))
     return (
-        _number(validation, 4),
-        _number(test, 4),
-        _number(perplexity(test), 2),
+        _exact(result, plan.score, "validation"),
+        *(_exact(result, score, "test") for score in plan.scores),
         _number(1000 * seconds, 1) if seconds else "–",
-        "diverged" if math.isinf(validation) else "done",
+        "diverged" if lost else "done",
     )
+
+
+def _exact(result: Mapping[str, Any], score: Score, split: str) -> str:
+    """A score with a digit more than in the table of results; a perplexity with as many."""
+    found = cost(result, score, split)
+    return _number(score.shown(found), score.digits + (not score.exponential))
+
+
+def _embeddings(comparison: Comparison) -> str:
+    """The first shown run's picture of its nodes, for each arm that has one."""
+    first = {
+        arm.title: comparison.trial_directory(trials[0]) / "embedding.png"
+        for arm in comparison.plan.arms
+        if (trials := shown_trials(comparison).get(arm.key))
+    }
+    pictures = {path: title for title, path in first.items() if path.is_file()}
+    if not pictures:
+        return ""
+    return f"<h2>Embeddings</h2>\n<p>{escape(CAPTIONS['embedding.png'])}</p>\n{_figures(pictures)}"
+
+
+def _pictures(directory: Path) -> list[Path]:
+    """A run's plots, and the picture that its task has drawn."""
+    embedding = directory / "embedding.png"
+    return [*plot_run(directory), *([embedding] if embedding.is_file() else [])]
 
 
 def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
@@ -164,9 +194,9 @@ def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     result = read_result(directory)
     parts = [
         "<h2>Summary</h2>",
-        _definitions(_run_summary(directory, result)),
+        _definitions(_run_summary(directory, result, scores_from(config.get("scores")))),
         "<h2>Curves</h2>",
-        _figures(plot_run(directory)),
+        _figures({path: CAPTIONS[path.name] for path in _pictures(directory)}),
         "<h2>What was asked</h2>",
         _command(config.get("command")),
         _details("Method", method),
@@ -177,22 +207,27 @@ def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     return f"Training with {name}: {directory.resolve().name}", "\n".join(parts)
 
 
-def _run_summary(directory: Path, result: Mapping[str, Any] | None) -> dict[str, Any]:
+def _run_summary(
+    directory: Path, result: Mapping[str, Any] | None, scores: Sequence[Score]
+) -> dict[str, Any]:
     """What is known of a run, finished or not."""
     if result is None:
         rows = read_rows(directory / "metrics.jsonl")
         last = max((row["step"] for row in rows if FINITE.holds(row.get("step"))), default=0)
         summary: dict[str, Any] = {"state": f"not finished: recorded up to step {last}"}
-        for name in ("loss", "validation_loss"):
+        for name in dict.fromkeys(("loss", *(f"validation_{score.key}" for score in scores))):
             values = [row[name] for row in rows if FINITE.holds(row.get(name))]
             if values:
                 summary[f"last {name.replace('_', ' ')}"] = f"{values[-1]:.4f}"
         return summary
     summary = {"state": f"failed: {result['failed']}" if result.get("failed") else "finished"}
     for split in ("validation", "test"):
-        nats = loss(result, f"{split}_loss")
-        summary[f"{split} loss"] = f"{_number(nats, 4)} (perplexity {_number(perplexity(nats), 2)})"
-    for name in ("steps", "tokens", "trainable_parameters", "frozen_parameters"):
+        if tuple(scores) == (LOSS, PERPLEXITY):
+            nats, words = (_exact(result, score, split) for score in scores)
+            summary[f"{split} loss"] = f"{nats} (perplexity {words})"
+        else:
+            summary |= {f"{split} {s.title}": shown(result, s, split) for s in scores}
+    for name in ("steps", "tokens", "best_step", "trainable_parameters", "frozen_parameters"):
         if isinstance(result.get(name), int):
             summary[name.replace("_", " ")] = f"{result[name]:,}"
     if FINITE.holds(result.get("seconds_per_step")):
@@ -243,13 +278,13 @@ def _notes(footnotes: Sequence[str]) -> str:
     return f'<div class="key">{"".join(lines)}</div>'
 
 
-def _figures(paths: Sequence[Path]) -> str:
-    if not paths:
+def _figures(captions: Mapping[Path, str]) -> str:
+    if not captions:
         return "<p>Nothing recorded yet.</p>"
     figures = []
-    for path in paths:
+    for path, text in captions.items():
         data = base64.b64encode(path.read_bytes()).decode()
-        caption = escape(CAPTIONS[path.name])
+        caption = escape(text)
         figures.append(
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"

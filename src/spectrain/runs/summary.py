@@ -4,12 +4,12 @@ The terminal and the report show the same `Summary`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from spectrain.runs.compare import Comparison, describe, failure, perplexity, rate_text
+from spectrain.runs.compare import Comparison, describe, failure, rate_text
 from spectrain.runs.statistics import (
     Noise,
     gap_closed,
@@ -18,17 +18,18 @@ from spectrain.runs.statistics import (
     separable,
     standard_deviation,
 )
-from spectrain.runs.trials import Arm, Progress, Result, Trial, loss
+from spectrain.runs.trials import Arm, Progress, Result, Trial, cost
+from spectrain.tasks.score import LOSS, PERPLEXITY, Score
 
 STATE = ("weights", "gradients", "optimizer")  # what has to be in memory all through training
 FULL_RANK = "full"  # key of the arm that gaps are measured against
 
-COLUMNS = {
+_FIRST = {
     "method": "numbers in brackets refer to the notes on how it differs from the published method",
-    "learning rate": "of the factorised matrices, chosen by validation loss",
-    "test perplexity": "exp(loss) on test data, lower is better: mean ± standard deviation",
-    "test loss": "nats per token: mean ± standard deviation",
-    "gap closed": "share of the loss between the best other low-rank method (0 %) and full rank "
+    "learning rate": "of the factorised matrices, chosen by validation {score}",
+}
+_LAST = {
+    "gap closed": "share of the {score} between the best other low-rank method (0 %) and full rank "
     "(100 %) that the method makes up; – where there is no gap beyond the noise",
     "ms/step": "median time of a training step",
     "state MiB": "measured memory of weights, gradients and optimizer state; without activations "
@@ -37,21 +38,50 @@ COLUMNS = {
 }
 
 
+def columns_of(scores: Sequence[Score]) -> dict[str, str]:
+    """The headings of a comparison's table, and what they mean."""
+    shown = {f"test {score.title}": _meaning(score) for score in _in_print(scores)}
+    columns = {**_FIRST, **shown, **_LAST}
+    return {name: text.format(score=scores[0].title) for name, text in columns.items()}
+
+
+def _in_print(scores: Sequence[Score]) -> list[Score]:
+    """Scores in the order of columns: a perplexity stands before the loss it is made of."""
+    return sorted(scores, key=lambda score: not score.exponential)
+
+
+def _meaning(score: Score) -> str:
+    if score == PERPLEXITY:
+        return "exp(loss) on test data, lower is better: mean ± standard deviation"
+    if score == LOSS:
+        return "nats per token: mean ± standard deviation"
+    better = "higher" if score.higher_is_better else "lower"
+    unit = "per cent" if score.factor == 100 else score.unit
+    return f"{unit} on test data, {better} is better: mean ± standard deviation over seeds"
+
+
 @dataclass(frozen=True)
 class Row:
     """One method's line in the table."""
 
     arm: Arm
     best: Trial | None  # its trial in the sweep with the chosen rates
-    losses: tuple[float, ...]  # test losses of the trials that did not diverge, one per seed
+    costs: tuple[
+        tuple[float, ...], ...
+    ]  # for each score, of the trials that did not diverge: one per seed
     share: float | None  # of the gap to full rank
     step_seconds: float
     state_bytes: float
     trainable: int | None
 
     @property
-    def perplexities(self) -> tuple[float, ...]:
-        return tuple(perplexity(value) for value in self.losses)
+    def losses(self) -> tuple[float, ...]:
+        """Costs on test data by the score that decides."""
+        return self.costs[0]
+
+    def shown(self, scores: Sequence[Score], score: Score) -> list[float]:
+        """A score as people read it, one per seed."""
+        return [score.shown(value) for value in self.costs[list(scores).index(score)]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +89,8 @@ class Summary:
     """A comparison's table and what must be said with it."""
 
     rows: tuple[Row, ...]  # best first
-    cells: tuple[tuple[str, ...], ...]  # the same rows in print, one text per heading of COLUMNS
+    columns: dict[str, str]  # headings, and what they mean
+    cells: tuple[tuple[str, ...], ...]  # the same rows in print, one text per heading
     sentences: tuple[str, ...]
     footnotes: tuple[str, ...]  # how arms differ from the published methods
 
@@ -68,20 +99,14 @@ def summarise(comparison: Comparison) -> Summary:
     """Evaluate a comparison, finished or not."""
     plan, progress, results = comparison.plan, comparison.progress, comparison.results
     trials = _reported_trials(comparison, progress)
-    losses = {
-        arm.key: tuple(
-            value
-            for trial in trials
-            if trial.arm == arm.key and math.isfinite(value := loss(results[trial], "test_loss"))
-        )
-        for arm in plan.arms
-    }
-    noise = seed_noise(list(losses.values()))
+    costs = {arm.key: _costs(arm, plan.scores, trials, results) for arm in plan.arms}
+    noise = seed_noise([own[0] for own in costs.values()])
     rows = [
         _row(
             arm,
             progress.best.get(arm.key),
-            losses,
+            plan.arms,
+            costs,
             noise,
             [results[trial] for trial in trials if trial.arm == arm.key],
         )
@@ -93,12 +118,21 @@ def summarise(comparison: Comparison) -> Summary:
     )
     sentences = (
         *_status(comparison, progress, trials),
-        *_noise_sentences(rows, noise),
+        *_noise_sentences(rows, noise, plan.score),
         *_gap_sentences(rows, noise),
         *_warnings(comparison, progress),
     )
-    cells = tuple(_cells(row, footnotes, plan.ordinary_swept) for row in rows)
-    return Summary(tuple(rows), cells, sentences, footnotes)
+    cells = tuple(_cells(row, footnotes, plan.ordinary_swept, plan.scores) for row in rows)
+    return Summary(tuple(rows), columns_of(plan.scores), cells, sentences, footnotes)
+
+
+def _costs(
+    arm: Arm, scores: Sequence[Score], trials: Sequence[Trial], results: Mapping[Trial, Result]
+) -> tuple[tuple[float, ...], ...]:
+    """For each score the arm's costs on test data, one for each trial that did not diverge."""
+    own = [results[trial] for trial in trials if trial.arm == arm.key]
+    done = [result for result in own if math.isfinite(cost(result, scores[0], "test"))]
+    return tuple(tuple(cost(result, score, "test") for result in done) for score in scores)
 
 
 def _reported_trials(comparison: Comparison, progress: Progress) -> list[Trial]:
@@ -114,13 +148,18 @@ def _reported_trials(comparison: Comparison, progress: Progress) -> list[Trial]:
 def _row(
     arm: Arm,
     best: Trial | None,
-    losses: dict[str, tuple[float, ...]],
+    arms: Sequence[Arm],
+    costs: dict[str, tuple[tuple[float, ...], ...]],
     noise: Noise | None,
     results: Sequence[Result],
 ) -> Row:
-    others = [values for key, values in losses.items() if key not in (arm.key, FULL_RANK)]
-    full = losses.get(FULL_RANK, ())
-    share = None if arm.key == FULL_RANK else gap_closed(losses[arm.key], full, others, noise)
+    others = [
+        costs[other.key][0]
+        for other in arms
+        if other.key not in (arm.key, FULL_RANK) and other.group == arm.group
+    ]
+    full = costs[FULL_RANK][0] if FULL_RANK in costs else ()
+    share = None if arm.key == FULL_RANK else gap_closed(costs[arm.key][0], full, others, noise)
     times = [result["seconds_per_step"] for result in results if result.get("seconds_per_step")]
     known = [sizes for result in results if (sizes := result.get("bytes"))]
     states = [sum(sizes[part] for part in STATE) for sizes in known]
@@ -128,7 +167,7 @@ def _row(
     return Row(
         arm=arm,
         best=best,
-        losses=losses[arm.key],
+        costs=costs[arm.key],
         share=share,
         step_seconds=median(times) if times else math.nan,
         state_bytes=max(states, default=math.nan),
@@ -136,7 +175,9 @@ def _row(
     )
 
 
-def _cells(row: Row, footnotes: Sequence[str], ordinary_swept: bool) -> tuple[str, ...]:
+def _cells(
+    row: Row, footnotes: Sequence[str], ordinary_swept: bool, scores: Sequence[Score]
+) -> tuple[str, ...]:
     marks = [
         str(footnotes.index(f"{row.arm.title}: {variation}") + 1)
         for variation in row.arm.variations
@@ -148,8 +189,10 @@ def _cells(row: Row, footnotes: Sequence[str], ordinary_swept: bool) -> tuple[st
     return (
         row.arm.title + (f" [{','.join(marks)}]" if marks else ""),
         rate,
-        _spread(row.perplexities, 2) if row.losses else missing,
-        _spread(row.losses, 3) if row.losses else missing,
+        *(
+            _spread(row.shown(scores, score), score.digits) if row.losses else missing
+            for score in _in_print(scores)
+        ),
         "–" if row.share is None else f"{100 * row.share:.0f} %".replace("-", "−"),
         "–" if math.isnan(row.step_seconds) else f"{1000 * row.step_seconds:.1f}",
         "–" if math.isnan(row.state_bytes) else f"{row.state_bytes / 2**20:.1f}",
@@ -179,8 +222,8 @@ def _status(comparison: Comparison, progress: Progress, shown: Sequence[Trial]) 
     sweeps = [trial for trial in progress.trials if trial.purpose == "sweep"]
     each = len(sweeps) // len(plan.arms)
     chosen = (
-        f"Rates were chosen by validation loss with seed {plan.sweep_seed}, {each} trials for each "
-        "method"
+        f"Rates were chosen by validation {plan.score.title} with seed {plan.sweep_seed}, {each} trials "
+        "for each method"
         if each > 1
         else f"Rates were given, not swept (one trial for each method with seed {plan.sweep_seed})"
     )
@@ -202,7 +245,7 @@ def _status(comparison: Comparison, progress: Progress, shown: Sequence[Trial]) 
     return sentences
 
 
-def _noise_sentences(rows: Sequence[Row], noise: Noise | None) -> list[str]:
+def _noise_sentences(rows: Sequence[Row], noise: Noise | None, score: Score) -> list[str]:
     ranked = [row for row in rows if row.losses]
     if not ranked:
         return []
@@ -211,18 +254,18 @@ def _noise_sentences(rows: Sequence[Row], noise: Noise | None) -> list[str]:
             "One seed: no noise floor. Differences between methods may be chance, and no share of "
             "the gap is given; run more seeds to tell."
         ]
-    count = max(len(row.losses) for row in ranked)
+    count, digits = max(len(row.losses) for row in ranked), score.digits
     sentences = [
-        f"Noise floor: {noise.floor(count, count):.3f} nats. A seed gives every method the same "
-        "initial weights and data; beyond what it does to all methods alike, it moves a method's "
-        f"loss by a standard deviation of {noise.deviation:.3f} nats ({noise.dof} degrees of "
-        f"freedom). Two methods with {count} seeds each are separable (95 % confidence, each pair "
-        "on its own) if their mean losses differ by more than the noise floor."
+        f"Noise floor: {noise.floor(count, count):.{digits}f} {score.unit}. A seed gives every method "
+        "the same initial weights and data; beyond what it does to all methods alike, it moves a method's "
+        f"{score.title} by a standard deviation of {noise.deviation:.{digits}f} {score.unit} ({noise.dof} "
+        f"degrees of freedom). Two methods with {count} seeds each are separable (95 % confidence, each "
+        f"pair on its own) if their mean {score.plural} differ by more than the noise floor."
     ]
     alike = [
         f"{better.arm.title} and {worse.arm.title} are not separable: they differ by "
-        f"{mean(worse.losses) - mean(better.losses):.3f} nats, the noise floor for "
-        f"{_seeds(better, worse)} is {noise.floor(len(better.losses), len(worse.losses)):.3f}."
+        f"{mean(worse.losses) - mean(better.losses):.{digits}f} {score.unit}, the noise floor for "
+        f"{_seeds(better, worse)} is {noise.floor(len(better.losses), len(worse.losses)):.{digits}f}."
         for better, worse in pairwise(ranked)
         if not separable(better.losses, worse.losses, noise)
     ]
@@ -254,7 +297,7 @@ def _warnings(comparison: Comparison, progress: Progress) -> list[str]:
     plan, results = comparison.plan, comparison.results
     sentences = []
     for trial in progress.trials:
-        if trial in results and math.isinf(loss(results[trial], "validation_loss")):
+        if trial in results and math.isinf(cost(results[trial], plan.score, "validation")):
             kind = "" if trial.purpose == "sweep" else " and is missing from the results above"
             reason = failure(results[trial])
             sentences.append(f"Diverged: {describe(plan, trial)} ({reason}){kind}.")

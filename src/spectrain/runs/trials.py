@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spectrain.errors import UsageError
+from spectrain.tasks.score import LOSS, PERPLEXITY, Score
 
 Result = Mapping[str, Any]  # a run's result.json
 Axis = Literal["learning rate", "ordinary learning rate"]
@@ -29,6 +30,8 @@ class Arm:
     schedule: str  # its events here, in words
     paper_schedule: str  # its events in the paper, in words
     learning_rates: tuple[float, ...]  # its grid to begin with
+    method: str = ""  # the registry's key, where an arm is a method at one of several ranks
+    group: str = ""  # arms of one group are compared for the gap to full rank: "r=1"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Plan:
     sweep_seed: int
     report_seeds: tuple[int, ...]  # none: the sweep's own trials are the results
     max_extensions: int  # how often the grid may grow where a best rate lies at its edge
+    scores: tuple[Score, ...] = (LOSS, PERPLEXITY)  # the task's; the first decides
 
     def __post_init__(self) -> None:
         keys = [arm.key for arm in self.arms]
@@ -83,6 +87,8 @@ class Plan:
         if len({len(arm.learning_rates) for arm in self.arms}) > 1:
             counts = ", ".join(f"{arm.title} {len(arm.learning_rates)}" for arm in self.arms)
             raise UsageError(f"every method needs equally many learning rates, got {counts}")
+        if not self.scores:
+            raise UsageError("a comparison needs a score to judge by")
         for name, rates in (
             *((f"learning rates of {arm.title}", arm.learning_rates) for arm in self.arms),
             ("ordinary learning rates", self.ordinary_rates),
@@ -100,6 +106,11 @@ class Plan:
             )
         if len(set(self.report_seeds)) < len(self.report_seeds):
             raise UsageError(f"the report's seeds must be distinct, got {self.report_seeds}")
+
+    @property
+    def score(self) -> Score:
+        """The one that decides."""
+        return self.scores[0]
 
     @property
     def ordinary_swept(self) -> bool:
@@ -129,12 +140,12 @@ class Progress:
     extensions: int  # how often the grid grew
 
 
-def loss(result: Result, name: str) -> float:
-    """``result[name]``, or infinity for a trial that failed or whose loss is no finite number."""
-    value = result.get(name)
+def cost(result: Result, score: Score, split: str) -> float:
+    """The score on "validation" or "test" data as a cost; infinity for a trial that failed or has none."""
+    value = result.get(f"{split}_{score.key}")
     if result.get("failed") or not isinstance(value, int | float) or not math.isfinite(value):
         return math.inf
-    return float(value)
+    return score.cost(float(value))
 
 
 def planned(plan: Plan, results: Mapping[Trial, Result]) -> Progress:
@@ -179,11 +190,11 @@ def planned(plan: Plan, results: Mapping[Trial, Result]) -> Progress:
 def _best(
     plan: Plan, sweep: Mapping[Trial, None], results: Mapping[Trial, Result]
 ) -> dict[str, Trial]:
-    """Each arm's trial of least validation loss; no entry for an arm whose trials all diverged."""
+    """Each arm's trial of the best validation score; no entry for an arm whose trials all diverged."""
     best = {}
     for arm in plan.arms:
         scores = {
-            trial: loss(results[trial], "validation_loss")
+            trial: cost(results[trial], plan.score, "validation")
             for trial in sweep
             if trial.arm == arm.key
         }

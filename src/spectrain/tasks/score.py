@@ -21,6 +21,11 @@ class Score:
     digits: int = 3  # decimals shown
     exponential: bool = False  # shown is exp(value): perplexity
 
+    @property
+    def plural(self) -> str:
+        """The title of several."""
+        return "losses" if self.title == "loss" else f"{self.title} values"
+
     def cost(self, value: float) -> float:
         """The value as a number of which less is better, in the unit of differences."""
         return -self.factor * value if self.higher_is_better else self.factor * value
