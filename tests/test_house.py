@@ -23,7 +23,7 @@ FLOORS = (
     {"methods"},
     {"memory"},
     {"__init__"},  # spectrain's public names
-    {"integrations"},
+    {"integrations", "hyperbolic"},
     {"tasks"},
     {"runs"},
     {"cli"},

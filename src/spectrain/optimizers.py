@@ -13,7 +13,38 @@ from torch.optim import Optimizer
 from spectrain.errors import UsageError
 from spectrain.sharding import local
 
-MakeOptimizer = Callable[[list[dict[str, Any]]], Optimizer]
+
+class Optimizers(tuple[Optimizer, ...]):
+    """Several optimizers that step one model together, each its own parameters; `attach` takes them so."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all of them, in order."""
+        return [group for optimizer in self for group in optimizer.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """What they keep for each parameter."""
+        return {p: kept for optimizer in self for p, kept in optimizer.state.items()}
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self:
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients."""
+        for optimizer in self:
+            optimizer.zero_grad(set_to_none)
+
+
+Stepping = Optimizer | Optimizers
+MakeOptimizer = Callable[[list[dict[str, Any]]], Stepping]
+
+
+def each(optimizer: Stepping) -> tuple[Optimizer, ...]:
+    """One optimizer or several as several."""
+    return optimizer if isinstance(optimizer, tuple) else (optimizer,)
 
 
 def optimizer_maker(
@@ -52,35 +83,6 @@ def optimizer_maker(
         raise UsageError(f"{asked}: {cls.__name__} cannot be used here: {reason}")
 
     return make
-
-
-class Optimizers(tuple[Optimizer, ...]):
-    """Several optimizers that step one model together, each its own parameters; `attach` takes them so."""
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all of them, in order."""
-        return [group for optimizer in self for group in optimizer.param_groups]
-
-    @property
-    def state(self) -> dict[Tensor, Any]:
-        """What they keep for each parameter."""
-        return {p: kept for optimizer in self for p, kept in optimizer.state.items()}
-
-    def step(self) -> None:
-        """A step of each."""
-        for optimizer in self:
-            optimizer.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop all gradients."""
-        for optimizer in self:
-            optimizer.zero_grad(set_to_none)
-
-
-def each(optimizer: Optimizer | Optimizers) -> tuple[Optimizer, ...]:
-    """One optimizer or several as several."""
-    return optimizer if isinstance(optimizer, tuple) else (optimizer,)
 
 
 def unwrapped(optimizer: Any) -> Optimizer:

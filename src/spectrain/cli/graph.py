@@ -40,8 +40,8 @@ RECIPE = click.Option(
     ["--recipe"],
     default="auto",
     show_default=True,
-    help=f"settings known to suit a graph, where no flag gives them: auto (by the name of the data), none, or "
-    f"one of {', '.join(NAMES)}",
+    help="settings known to suit a graph, where no flag gives them: auto (by the name of the data), none, "
+    f"or one of {', '.join(NAMES)}",
 )
 
 
@@ -172,7 +172,7 @@ def _settled(values: dict[str, Any], recipe: str) -> tuple[Graph, dict[str, Any]
     from spectrain.tasks.graph.builtin import sir_tree
     from spectrain.tasks.graph.files import load_graph
 
-    graph = sir_tree() if values["data"] is None else load_graph(Path(values["data"]))
+    graph = sir_tree() if values["data"] is None else load_graph(values["data"])
     found = recipe_for(recipe, graph.name, values["predict"], values["model"])
     if found is None:
         return graph, values, ()

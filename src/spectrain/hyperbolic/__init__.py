@@ -9,6 +9,7 @@ from spectrain.hyperbolic.embedding import LorentzEmbedding
 from spectrain.hyperbolic.heads import DistanceDecoder, FermiDirac, LorentzClassifier
 from spectrain.hyperbolic.linear import LorentzLinear
 from spectrain.hyperbolic.lorentz import Lorentz
+from spectrain.hyperbolic.optimizer import RiemannianAdam
 
 __all__ = [
     "DistanceDecoder",
@@ -19,4 +20,5 @@ __all__ = [
     "LorentzEmbedding",
     "LorentzGraphConvolution",
     "LorentzLinear",
+    "RiemannianAdam",
 ]

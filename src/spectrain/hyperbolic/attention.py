@@ -16,8 +16,8 @@ class LorentzAttention(nn.Module):
     """Multi-head attention: weights softmax(−d²(q, k)/c + b), values averaged by their centroid.
 
     As in Chen et al. (2021, section 3.2): queries, keys and values are Lorentz linear maps onto one
-    hyperboloid a head, d² = 2/K − 2⟨q, k⟩; the heads' centroids stand side by side and a last Lorentz linear map merges
-    them. c (`scale`, √features at the start) and b (`bias`) are learned.
+    hyperboloid a head, d² = 2/K − 2⟨q, k⟩; the heads' centroids stand side by side and a last Lorentz
+    linear map merges them. c (`scale`, √features at the start) and b (`bias`) are learned.
     """
 
     def __init__(
@@ -29,14 +29,15 @@ class LorentzAttention(nn.Module):
         dropout: float = 0.0,
         scale: float = 10.0,
     ) -> None:
-        """dropout: of the attention weights; those that are left are made to sum to 1 again by the centroid.
+        """dropout: of the attention weights; what is left is made to sum to 1 again.
 
         Raises UsageError if the heads do not divide `features` into two coordinates or more each.
         """
         super().__init__()
         if heads < 1 or features % heads or features // heads < 2:
             raise UsageError(
-                f"LorentzAttention: {features} coordinates cannot be divided into {heads} heads of at least 2"
+                f"LorentzAttention: {features} coordinates cannot be divided into {heads} heads of at "
+                "least 2"
             )
         self.curvature, self.heads, self.dropout = curvature, heads, dropout
         how = {"curvature": curvature, "scale": scale}

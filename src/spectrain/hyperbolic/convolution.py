@@ -14,7 +14,8 @@ from spectrain.hyperbolic.lorentz import centroid
 class LorentzGraphConvolution(nn.Module):
     """A Lorentz linear layer, then each node's centroid of its neighbours (Chen et al. 2021, section 3.3).
 
-    `linear` is a LorentzLinear and takes its settings. No activation follows: it acts on the next layer's input.
+    `linear` is a LorentzLinear and takes its settings. No activation follows: it acts on the next layer's
+    input.
     """
 
     def __init__(

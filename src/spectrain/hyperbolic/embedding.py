@@ -37,4 +37,5 @@ class LorentzEmbedding(nn.Module):
         self,
         index: Tensor,  # (…), whole numbers
     ) -> Tensor:  # (…, features)
-        return self.weight[index]
+        found: Tensor = self.weight[index]
+        return found

@@ -27,8 +27,9 @@ class LorentzLinear(nn.Module):
     nn.Linear over all coordinates, time included, which `spectrain.apply` exchanges like any other. `scale`
     c is learned.
 
-    heads: the output is so many points side by side, (…, heads, out_features / heads), each on a hyperboloid of its
-    own. times: at which of the input's coordinates times stand; their columns of W begin as zeros.
+    heads: the output is so many points side by side, (…, heads, out_features / heads), each on a
+    hyperboloid of its own. times: at which of the input's coordinates times stand; their columns of W begin
+    as zeros.
     """
 
     def __init__(

@@ -155,14 +155,14 @@ def centroid(
     z: Tensor,  # (…, d + 1): Σⱼ wⱼ xⱼ with wⱼ ≥ 0 and Σⱼ wⱼ = 1
     curvature: float = -1.0,
 ) -> Tensor:  # (…, d + 1)
-    """R z / √|⟨z, z⟩|: the point of least weighted squared Lorentzian distance (Chen et al. 2021, eq. 6)."""
+    """R z / √|⟨z, z⟩|, the mean by squared Lorentzian distance (Chen et al. 2021, eq. 6)."""
     with full_precision(z):
         found: Tensor = _Centroid.apply(z, radius(curvature))  # type: ignore[no-untyped-call]
     return found
 
 
 class _Centroid(torch.autograd.Function):
-    """`centroid`, over whole rows. −⟨z, z⟩ ≥ R² holds for every mean of points; what is less is rounding."""
+    """`centroid`, over whole rows. −⟨z, z⟩ ≥ R² for every mean of points; what is less is rounding."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, R: float) -> Tensor:

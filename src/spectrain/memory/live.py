@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spectrain.optimizers import Optimizers, each
+from spectrain.optimizers import Stepping, each
 from spectrain.surgery import parametrized
 
 WEIGHTS = "weights"  # trainable parameters
@@ -58,7 +58,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(
         self,
         model: nn.Module | None = None,
-        optimizer: Optimizer | Optimizers | None = None,
+        optimizer: Stepping | None = None,
         *,
         classify: Callable[[Tensor], str | None] | None = None,
     ) -> None:
@@ -78,9 +78,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.watch(model, optimizer)
         self.reset_peak()
 
-    def watch(
-        self, model: nn.Module | None = None, optimizer: Optimizer | Optimizers | None = None
-    ) -> None:
+    def watch(self, model: nn.Module | None = None, optimizer: Stepping | None = None) -> None:
         """Count what `model` and `optimizer` hold, and know it for theirs from here on."""
         if model is not None:
             self._models.append(model)

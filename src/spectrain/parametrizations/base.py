@@ -180,6 +180,7 @@ class Factored(Parametrization):
             return self.dense().detach().to(self.weight_dtype)
 
 
+VERY_THIN = 8  # columns up to which a product is formed as it is written
 P = TypeVar("P", bound=Parametrization)
 
 
@@ -208,7 +209,12 @@ def thin_product(
     a: Tensor,  # (B, r), r small
     b: Tensor,  # (B, n)
 ) -> Tensor:  # (r, n), contiguous
-    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU (benchmarks/thin_products.py)."""
+    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU, but ten times slower where r is 2 to 8.
+
+    Both is measured by benchmarks/thin_products.py.
+    """
+    if 1 < a.shape[1] <= VERY_THIN:
+        return a.mT @ b
     return (b.mT @ a).mT.contiguous()
 
 

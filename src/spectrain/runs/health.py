@@ -7,11 +7,10 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from spectrain.errors import SpectrainWarning
 from spectrain.method import Method
-from spectrain.optimizers import Optimizers
+from spectrain.optimizers import Stepping
 from spectrain.sharding import local
 from spectrain.surgery import parametrized
 
@@ -24,7 +23,7 @@ def is_lost(loss: float, first: float | None) -> bool:
     return not math.isfinite(loss) or loss > EXPLODED * max(start, 1.0)
 
 
-def not_finite(model: nn.Module, optimizer: Optimizer | Optimizers) -> str | None:
+def not_finite(model: nn.Module, optimizer: Stepping) -> str | None:
     """The first parameter, or moment of one, with a NaN or infinite entry."""
     for name, p in model.named_parameters():
         if not _is_finite(p.detach()):

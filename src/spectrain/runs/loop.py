@@ -13,14 +13,13 @@ import torch
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from spectrain.attachment import attach, detach
 from spectrain.errors import NonFiniteError, RunError, UsageError
 from spectrain.groups import param_groups
 from spectrain.layerwise import LayerWise
 from spectrain.method import Method
-from spectrain.optimizers import Optimizers
+from spectrain.optimizers import Stepping
 from spectrain.runs import checkpoint, randomness
 from spectrain.runs.allocator import keep_freed_memory
 from spectrain.runs.files import write_json
@@ -162,7 +161,7 @@ class Training:
             self.loss = self.team.wrap(loss, sharded=False)
         warn_of_silent_events(method, steps, self.model)
 
-    def _build_optimizer(self) -> Optimizer | Optimizers:
+    def _build_optimizer(self) -> Stepping:
         o = self.options
         ordinary = o.lr if o.lr_ordinary is None else o.lr_ordinary
         groups = param_groups(self.model, ordinary, weight_decay=o.weight_decay, factor_lr=o.lr)

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from spectrain.errors import UsageError
 from spectrain.memory.clocks import is_ordinary
 from spectrain.memory.live import LiveBytes
 from spectrain.memory.plan import Plan, in_words, plan
 from spectrain.method import Method
-from spectrain.optimizers import Optimizers
+from spectrain.optimizers import Stepping
 from spectrain.runs.options import RunOptions
 from spectrain.surgery import parametrized
 from spectrain.tasks.task import Task
@@ -94,7 +93,7 @@ class RunMemory:
         return None
 
     @contextmanager
-    def watching(self, model: nn.Module, optimizer: Optimizer | Optimizers) -> Iterator[None]:
+    def watching(self, model: nn.Module, optimizer: Stepping) -> Iterator[None]:
         """Measure the step within, if it is the phase's first ordinary one; it computes the same."""
         if "measured" in self.entry or self._reason_not_to_measure():
             yield
@@ -114,9 +113,7 @@ class RunMemory:
             peak = live.peak
         self.entry["measured"] = {"peak": peak}
 
-    def measure(
-        self, model: nn.Module, optimizer: Optimizer | Optimizers, gradients: int
-    ) -> dict[str, int]:
+    def measure(self, model: nn.Module, optimizer: Stepping, gradients: int) -> dict[str, int]:
         """The sizes in bytes that the phase has, whatever the step; `gradients` is known already."""
         sizes = {
             "weights": size_of([*model.parameters(), *model.buffers()]),

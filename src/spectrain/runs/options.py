@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from spectrain.errors import UsageError
-from spectrain.optimizers import Optimizers, optimizer_maker
+from spectrain.optimizers import Optimizers, Stepping, each, optimizer_maker
 from spectrain.settings import check, option
 
 
@@ -103,8 +102,8 @@ class RunOptions:
         progress = (step - warm) / max(1, self.steps - warm)
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | Optimizers:
-        """The optimizer over `groups`; beside it geoopt's RiemannianAdam for parameters on a manifold.
+    def build_optimizer(self, groups: list[dict[str, Any]]) -> Stepping:
+        """The optimizer over `groups`; beside it RiemannianAdam for parameters on a manifold.
 
         Raises UsageError as `optimizer_maker` does.
         """
@@ -112,10 +111,10 @@ class RunOptions:
         points, plain = _divided(groups)
         if not points:
             return make(plain)
-        from geoopt.optim import RiemannianAdam
+        from spectrain.hyperbolic import RiemannianAdam
 
         riemannian = RiemannianAdam(points)
-        return Optimizers((make(plain), riemannian) if plain else (riemannian,))
+        return Optimizers((*each(make(plain)), riemannian) if plain else (riemannian,))
 
     def find_device(self) -> torch.device:
         """The device to train on. Raises UsageError if it is not there."""

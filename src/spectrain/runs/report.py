@@ -28,8 +28,8 @@ CAPTIONS = {
     "score_by_memory.png": "Test score (mean, and standard deviation over seeds) against the memory of "
     "weights, gradients and optimizer state.",
     "score.png": "Scores on validation data against step. Dotted: the step that results are of.",
-    "embedding.png": "Where the model puts the nodes, in two dimensions, coloured by class: hyperbolic ones in "
-    "the Poincaré disk, around their centroid, each at its own distance from it.",
+    "embedding.png": "Where the model puts the nodes, in two dimensions, coloured by class: hyperbolic "
+    "ones in the Poincaré disk, around their centroid, each at its own distance from it.",
     "loss.png": "Training loss (smoothed), validation loss and learning rate against step.",
     "spectra.png": "Singular values of weight matrices at the start (dashed) and at the end (solid).",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from spectrain.errors import RunError
-from spectrain.optimizers import Optimizers, each
+from spectrain.optimizers import MakeOptimizer, Stepping, each
 from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.randomness import is_state
 from spectrain.runs.records import OBJECT, TEXT, Each, check_record
@@ -28,13 +27,11 @@ _SIZES = (
     11,
     13,
 )  # of a stand-in's dimensions: each is recognised in its state's shapes
-Stepping = Optimizer | Optimizers
-Make = Callable[[list[dict[str, Any]]], Stepping]
 Layout = dict[str, Tensor | object]  # an optimizer's state of one parameter, as an example
 
 
 def restore(
-    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: MakeOptimizer
 ) -> dict[str, Tensor]:
     """Load weights and moments, and return random-number states; nothing is loaded if anything does
     not fit. Of what is sharded a process loads its part.
@@ -72,7 +69,7 @@ def restore(
 
 
 def check_fit(
-    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: MakeOptimizer
 ) -> None:
     """Raise RunError, naming file and tensor, if the checkpoint is not of this model and optimizer.
 
@@ -82,7 +79,7 @@ def check_fit(
 
 
 def _read_fitting(
-    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: Make
+    found: Checkpoint, model: nn.Module, optimizer: Stepping, make_optimizer: MakeOptimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """(model's tensors, optimizer's tensors, optimizer's other values), all of them checked."""
     state = found.state()
@@ -121,7 +118,7 @@ def _check_moments(
     values: Mapping[str, Any],  # by "parameter/state"
     model: nn.Module,
     optimizer: Stepping,
-    make_optimizer: Make,
+    make_optimizer: MakeOptimizer,
 ) -> None:
     owners = _owners(optimizer)
     parameters = {name: p for name, p in model.named_parameters() if id(p) in owners}
@@ -167,7 +164,7 @@ def _stepper(optimizer: Stepping, p: Tensor) -> str:
     return type(each(optimizer)[_owners(optimizer)[id(p)]]).__name__
 
 
-def _layout(parameter: Tensor, make_optimizer: Make) -> Layout:
+def _layout(parameter: Tensor, make_optimizer: MakeOptimizer) -> Layout:
     """What the optimizer keeps for such a parameter after a step, seen on a small stand-in."""
     device = "cpu" if parameter.is_meta else parameter.device
     size = _SIZES[: parameter.ndim]

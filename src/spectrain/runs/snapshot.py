@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from spectrain.optimizers import Optimizers
+from spectrain.optimizers import Stepping
 from spectrain.runs import checkpoint, randomness
 from spectrain.runs.files import TEMPORARY, write_atomic, write_json
 from spectrain.runs.processes import Team
@@ -40,7 +39,7 @@ class Snapshot:
 def take(
     step: int,
     model: nn.Module,
-    optimizer: Optimizer | Optimizers,
+    optimizer: Stepping,
     probe: tuple[Tensor, Tensor],
     state: Mapping[str, Any],
     rows: Mapping[str, bytes],
@@ -124,9 +123,7 @@ def _unique(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
     return tensors, tied
 
 
-def _by_name(
-    model: nn.Module, optimizer: Optimizer | Optimizers
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _by_name(model: nn.Module, optimizer: Stepping) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state by "parameter/state": tensors, and what is none."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}

@@ -18,7 +18,11 @@ class Task(Protocol):
     """
 
     name: str  # of the command: "lm"
-    scores: tuple[Score, ...]  # what results are judged by; the first decides
+
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """What results are judged by; the first decides."""
+
     unit: str  # what a step's work is counted in: "tokens"
 
     @property

@@ -1,7 +1,7 @@
 """Networks on graphs: HyboNet in hyperbolic space, a Euclidean GCN, and an MLP that sees no edges.
 
-Each is an encoder, which gives every node a representation, and a head: logits of classes for nodes, scores of
-pairs for links.
+Each is an encoder, which gives every node a representation, and a head: logits of classes for nodes,
+scores of pairs for links.
 """
 
 from __future__ import annotations

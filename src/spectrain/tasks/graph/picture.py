@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 @torch.no_grad()
 def draw_embedding(task: GraphLearning, model: GraphNetwork, path: Path) -> None:
-    """Write where the model puts the nodes, as a PNG: two dimensions, coloured by class where there are any."""
+    """Write where the model puts the nodes, as a PNG: two dimensions, coloured by class."""
     h = task.represent(model)
     ball = model.in_the_ball(h)
     flat = in_the_disk(ball) if ball is not None else _plane(h)
@@ -41,12 +41,13 @@ def draw_embedding(task: GraphLearning, model: GraphNetwork, path: Path) -> None
         axes.add_collection(LineCollection(list(lines), colors="0.8", linewidths=0.3, zorder=0))
     points = flat.cpu().numpy()
     if graph.labels is None:
-        axes.scatter(*points.T, s=5, c=COLOURS[0], linewidths=0, alpha=0.7)
+        axes.scatter(points[:, 0], points[:, 1], s=5, c=COLOURS[0], linewidths=0, alpha=0.7)
     else:
         for label in range(graph.classes):
             own = points[(graph.labels == label).numpy()]
             colour = COLOURS[label % len(COLOURS)]
-            axes.scatter(*own.T, s=6, c=colour, linewidths=0, alpha=0.7, label=f"class {label}")
+            x, y = own[:, 0], own[:, 1]
+            axes.scatter(x, y, s=6, c=colour, linewidths=0, alpha=0.7, label=f"class {label}")
         axes.legend(frameon=False, fontsize=7, loc="lower left", markerscale=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -58,9 +59,10 @@ def in_the_disk(
 ) -> Tensor:  # (N, 2) in the unit disk
     """Points of a Poincaré ball in its disk of widest spread, each at its own distance from the origin.
 
-    The ball is first moved, by the isometry that takes the points' mean to the origin: what is learned may lie
-    anywhere, and only distances count. Then points are projected on the plane of their two leading directions and
-    put at their true radius, so that nearness to the rim shows how far a point is from the centre.
+    The ball is first moved, by the isometry that takes the points' centroid to the origin: what is learned
+    may lie anywhere, and only distances count. Then points are projected on the plane of their two
+    leading directions and put at their true radius, so that nearness to the rim shows how far a point
+    is from the centre.
     """
     moved = centred(ball.double())
     directions = moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-12)
@@ -69,7 +71,8 @@ def in_the_disk(
     if flat.shape[1] < 2:  # a ball of one dimension
         flat = torch.cat((flat, torch.zeros_like(flat)), 1)
     flat = flat / flat.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return flat * moved.norm(dim=-1, keepdim=True)
+    found: Tensor = flat * moved.norm(dim=-1, keepdim=True)
+    return found
 
 
 def centred(

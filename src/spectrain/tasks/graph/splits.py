@@ -19,9 +19,9 @@ def node_split(
 ) -> dict[str, Tensor]:
     """Indices of the nodes in each of `PARTS`.
 
-    how: "public", the graph's own split ("balanced" where it has none); "random"; "balanced": validation and test
-    take equally many nodes of class 0 and of the others, in shares of the rarer of both, and the rest
-    trains (Chami et al. 2019). Raises UsageError where a part would be empty.
+    how: "public", the graph's own split ("balanced" where it has none); "random"; "balanced": validation
+    and test take equally many nodes of class 0 and of the others, in shares of the rarer of both, and
+    the rest trains (Chami et al. 2019). Raises UsageError where a part would be empty.
     """
     if how == "public" and graph.split is not None:
         return graph.split
@@ -121,8 +121,9 @@ class Negatives:
         low, high = np.minimum(*drawn), np.maximum(*drawn)
         codes = low * self.nodes + high
         places = np.searchsorted(self._edges, codes).clip(max=len(self._edges) - 1)
+        kept: np.ndarray[tuple[int], np.dtype[np.int64]]
         kept = codes[(self._edges[places] != codes) & (low != high)]
-        return kept.astype(np.int64)
+        return kept
 
     def pairs(self, codes: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         """(n, 2) the pairs that the codes stand for."""
@@ -133,6 +134,6 @@ def _require_some(graph: Graph, parts: dict[str, Tensor], validation: float, tes
     for name, part in parts.items():
         if not len(part):
             raise UsageError(
-                f"{graph.name}: nothing is left for {name} with --validation {validation} and --test {test}; "
-                "change the shares, or take a larger graph"
+                f"{graph.name}: nothing is left for {name} with --validation {validation} and --test "
+                f"{test}; change the shares, or take a larger graph"
             )

@@ -24,6 +24,7 @@ from spectrain.tasks.graph.splits import LinkSplit, Negatives, link_split, node_
 from spectrain.tasks.score import Score
 
 PROBE = 64  # nodes
+MOST_IDENTITIES = 20_000  # nodes with a column each: 1.5 GiB
 
 NODE_SCORES = (
     Score("f1", "F1", "points", True, 100.0, 1),
@@ -96,8 +97,10 @@ class GraphLearning:
             parts.append(
                 graph.target[:, None]
             )  # what labels were made of, where they are not asked for
+        if not parts and o.degree_features:
+            return augmented(torch.zeros(graph.nodes, 0), self._edges, graph.nodes)
         if not parts:
-            return torch.eye(graph.nodes)
+            return _identity(graph)
         features = torch.cat(parts, 1)
         if o.normalise:
             features = row_normalised(features)
@@ -241,3 +244,13 @@ class GraphLearning:
             **self.graph.summary(),
             "fingerprint": hashlib.sha256(json.dumps(division).encode()).hexdigest(),
         }
+
+
+def _identity(graph: Graph) -> Tensor:
+    """A column for each node. Raises UsageError where that table would fill the memory."""
+    if graph.nodes > MOST_IDENTITIES:
+        raise UsageError(
+            f"{graph.name} has no features, and a column for each of its {graph.nodes:,} nodes would take "
+            f"{4 * graph.nodes**2 / 2**30:.0f} GiB; give --degree-features, or data with features"
+        )
+    return torch.eye(graph.nodes)

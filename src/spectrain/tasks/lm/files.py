@@ -1,33 +1,13 @@
 """One file of text or JSON lines, plain or compressed, as a list of documents."""
 
-import bz2
-import gzip
 import json
-import lzma
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from spectrain.errors import UsageError
+from spectrain.tasks.reading import decode, read_bytes, suffix
 
 TEXT_FIELDS = ("text", "content")  # where a JSON record's text is looked for unless told otherwise
-
-DECOMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
-
-
-def user_path(name: str) -> Path:
-    """The path `name`, "~" resolved. Raises UsageError if there cannot be such a path."""
-    try:
-        path = Path(name).expanduser()
-        path.exists()  # refuses what is too long, or lies in a folder that may not be read
-    except (RuntimeError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{name!r} cannot be looked for as a path: {reason}") from None
-    return path
 
 
 def read_documents(path: Path, text_field: str | None = None) -> list[str]:
@@ -36,8 +16,8 @@ def read_documents(path: Path, text_field: str | None = None) -> list[str]:
     Raises UsageError, naming the file and the place in it, for what is not UTF-8 text, is damaged,
     or has a line that is no JSON object with a text in it.
     """
-    text = _decode(path, _read(path))
-    if _suffix(path) in (".json", ".jsonl"):
+    text = decode(path, read_bytes(path))
+    if suffix(path) in (".json", ".jsonl"):
         documents = [
             _parse(line, text_field, f"{path} line {number}")
             for number, line in enumerate(text.split("\n"), start=1)
@@ -63,41 +43,6 @@ def text_of(record: Mapping[str, object], text_field: str | None, where: str) ->
     if not isinstance(text, str):
         raise UsageError(f'{where}: the field "{field}" holds no text but {type(text).__name__}')
     return text
-
-
-def _suffix(path: Path) -> str:
-    """The suffix that says what the file holds, below that of its compression."""
-    inner = path.with_suffix("") if path.suffix.lower() in DECOMPRESS else path
-    return inner.suffix.lower()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    decompress = DECOMPRESS.get(path.suffix.lower())
-    if decompress is None:
-        return raw
-    try:
-        return decompress(raw)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise UsageError(
-            f"{path} is no intact {path.suffix} file ({error}): fetch or compress it again"
-        ) from error
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    try:
-        # A zero byte is valid UTF-8 and yet never part of a text: it betrays a binary file.
-        if (zero := raw.find(b"\0")) >= 0:
-            raise UnicodeDecodeError("utf-8", raw, zero, zero + 1, "zero byte")
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): "
-            "convert it, or leave it out of the data"
-        ) from error
 
 
 def _parse(line: str, text_field: str | None, where: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from spectrain.errors import RunError, UsageError
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.tasks.lm import hub
-from spectrain.tasks.lm.files import user_path
+from spectrain.tasks.reading import user_path
 
 # transformers is imported by the functions that need it: the command line reads PRESETS for its
 # help, and should not take seconds to print it.

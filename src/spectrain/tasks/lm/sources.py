@@ -14,8 +14,9 @@ from pathlib import Path
 
 from spectrain.errors import UsageError
 from spectrain.tasks.lm import hub
-from spectrain.tasks.lm.files import DECOMPRESS, read_documents, user_path
+from spectrain.tasks.lm.files import read_documents
 from spectrain.tasks.lm.splits import SPLITS, Splits, by_file, by_position, split_named, take
+from spectrain.tasks.reading import DECOMPRESS, user_path
 
 DEFAULT = "python-stdlib"  # how the corpus that needs no download is called
 

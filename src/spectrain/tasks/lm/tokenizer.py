@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from spectrain.errors import UsageError
 from spectrain.tasks.lm import hub
-from spectrain.tasks.lm.files import user_path
+from spectrain.tasks.reading import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 TRAINING_CHARACTERS = 20_000_000  # more text than this makes no better BPE, only a slower one
