@@ -12,11 +12,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from spectrain.errors import UsageError
-from spectrain.hyperbolic.lorentz import dot, radius
+from spectrain.hyperbolic.lorentz import LARGEST, dot, radius
 from spectrain.parametrizations.base import full_precision
 
 SHORTEST = 1e-8  # squared length below which a direction is not made longer
-LARGEST = 1e15  # of a coordinate, so that squares and their sums are finite in float32
 OFFSET = 1.1  # the least time coordinate in radii; above 1, so that every direction shows
 
 

@@ -21,7 +21,8 @@ from spectrain.errors import UsageError
 from spectrain.parametrizations.base import full_precision
 
 TOLERANCE = 1e-6  # of float32, relative to the square of the time coordinate
-FARTHEST = 40.0  # from the origin, in radii: cosh² of it is finite in float32
+FARTHEST = 20.0  # from the origin, in radii: its cosh, to the fourth power, is finite in float32
+LARGEST = 1e15  # of a coordinate or a step, so that squares and their sums are finite in float32
 
 
 def radius(curvature: float) -> float:
@@ -50,19 +51,25 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
         return found.clamp(min=0) if v is None else found
 
     def expmap(self, x: Tensor, u: Tensor, **ignored: Any) -> Tensor:
-        """cosh(‖u‖/R) x + R sinh(‖u‖/R) u/‖u‖, the point that the step u leads to; at most `FARTHEST`."""
+        """cosh(‖u‖/R) x + R sinh(‖u‖/R) u/‖u‖, the point that the step u leads to.
+
+        Neither the step nor the point's way from the origin gets longer than `FARTHEST` radii.
+        """
+        u = u.clamp(-LARGEST, LARGEST)
         length = inner(u, u)[..., None].clamp(min=0).sqrt() / self._radius
         length = length.clamp(min=1e-12)
         short = length.clamp(max=FARTHEST)
-        y = torch.cosh(short) * x + torch.sinh(short) / length * u
-        return lift(y[..., 1:], self.curvature)
+        space = (torch.cosh(short) * x + torch.sinh(short) / length * u)[..., 1:]
+        reach = self._radius * math.sinh(FARTHEST)
+        space = space * (reach / space.norm(dim=-1, keepdim=True).clamp(min=reach))
+        return lift(space, self.curvature)
 
     retr = expmap
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor, **ignored: Any) -> Tensor:
         """Parallel transport of v from x to y: v + ⟨y, v⟩ / (R² − ⟨x, y⟩) (x + y)."""
         share = inner(y, v) / (self._radius**2 - inner(x, y)).clamp(min=self._radius**2)
-        return v + share[..., None] * (x + y)
+        return (v + share[..., None] * (x + y)).clamp(-LARGEST, LARGEST)
 
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor, *more: Tensor) -> Any:
         """The point that the step u leads to, and vectors carried along to it."""
