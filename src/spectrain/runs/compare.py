@@ -4,10 +4,7 @@ A comparison directory holds config.json (what was asked), trials/<slug>/ (one r
 trial), results.csv, and what `report` adds to it.
 """
 
-import csv
-import io
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,17 +16,15 @@ from spectrain.runs.directory import make_folder, refuse_foreign, what
 from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.processes import Team
 from spectrain.runs.records import OBJECT, PLAN, check_record, read_config, read_result
-from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, loss, planned
+from spectrain.runs.scores import LANGUAGE, scores_from_json, scores_to_json
+from spectrain.runs.table import results_csv
+from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, planned
+from spectrain.runs.words import describe, outcome
 
 __all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
 
 FORMAT = 1
-COLUMNS = (
-    *("arm", "purpose", "lr", "lr_ordinary", "seed", "steps"),
-    *("validation_loss", "validation_perplexity", "test_loss", "test_perplexity"),
-    *("seconds_per_step", "weight_bytes", "gradient_bytes", "optimizer_bytes", "device_peak_bytes"),
-    *("trainable_parameters", "frozen_parameters", "failed"),
-)
+_LATER = ("group", "method")  # fields of arms, written where they are not empty
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def run_comparison(
             say("A best rate lies at the edge of its grid: every method's grid grows by one rate.")
         pending = [trial for trial in progress.trials if trial not in results]
         comparison = Comparison(out, plan, settings, results)
-        team.decide(partial(write_atomic, out / "results.csv", _table(comparison)))
+        team.decide(partial(write_atomic, out / "results.csv", results_csv(plan, results)))
         if not pending:
             return comparison
         trial = pending[0]
@@ -102,7 +97,7 @@ def run_comparison(
         result = known or run_trial(trial, directory)
         _check_corpus(results, trial, result)
         results[trial] = result
-        say(f"  {outcome(result)}")
+        say(f"  {outcome(plan, result)}")
 
 
 def load_comparison(directory: Path) -> Comparison:
@@ -135,39 +130,6 @@ def load_comparison(directory: Path) -> Comparison:
             results[trial] = result
 
 
-def describe(plan: Plan, trial: Trial) -> str:
-    """A trial in words: ``SST, learning rate 4e-3, seed 0``."""
-    ordinary = f" (ordinary {rate_text(trial.lr_ordinary)})" if trial.ordinary_swept else ""
-    rate = f"learning rate {rate_text(trial.lr)}{ordinary}"
-    return f"{plan.arm(trial.arm).title}, {rate}, seed {trial.seed}"
-
-
-def outcome(result: Result) -> str:
-    """A result in words: ``validation loss 3.671 (perplexity 39.29)``."""
-    validation = loss(result, "validation_loss")
-    if math.isinf(validation):
-        return f"diverged: {failure(result)}"
-    return f"validation loss {validation:.3f} (perplexity {perplexity(validation):.2f})"
-
-
-def failure(result: Result) -> str:
-    """How a diverged trial failed."""
-    return str(result.get("failed") or "its loss is no finite number")
-
-
-def perplexity(nats: float) -> float:
-    """exp(loss); infinity where that overflows."""
-    return math.exp(nats) if nats < 700 else math.inf
-
-
-def rate_text(rate: float | None) -> str:
-    """A learning rate as people write it: 4e-3, 1.25e-3; "–" for None."""
-    if rate is None:
-        return "–"
-    digits, exponent = f"{rate:.2e}".split("e")
-    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def _settle(
     plan: Plan, out: Path, options: Mapping[str, Any], command: str | None
 ) -> dict[str, Any]:
@@ -177,7 +139,7 @@ def _settle(
         "kind": "comparison",
         "command": command,
         "options": dict(options),
-        "plan": asdict(plan),
+        "plan": _plan_to_json(plan),
     }
     settings: dict[str, Any] = json.loads(json.dumps(asked, default=str))
     make_folder(out)
@@ -201,8 +163,20 @@ def _settle(
     return recorded
 
 
+def _plan_to_json(plan: Plan) -> dict[str, Any]:
+    """What `_plan_from_json` reads, without what a plan has by default: older ones lack it."""
+    content = asdict(plan) | {"scores": scores_to_json(plan.scores)}
+    if plan.scores == LANGUAGE:
+        del content["scores"]
+    for arm in content["arms"]:
+        for name in _LATER:
+            if not arm[name]:
+                del arm[name]
+    return content
+
+
 def _plan_from_json(content: dict[str, Any]) -> Plan:
-    """The plan that ``asdict`` and JSON made ``content`` of: JSON's lists are its tuples."""
+    """The plan that `_plan_to_json` and JSON made ``content`` of: JSON's lists are its tuples."""
     return Plan(
         arms=tuple(
             Arm(
@@ -212,6 +186,7 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
                 arm["schedule"],
                 arm["paper_schedule"],
                 tuple(arm["learning_rates"]),
+                **{name: arm.get(name) or "" for name in _LATER},
             )
             for arm in content["arms"]
         ),
@@ -219,6 +194,7 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
         sweep_seed=content["sweep_seed"],
         report_seeds=tuple(content["report_seeds"]),
         max_extensions=content["max_extensions"],
+        scores=scores_from_json(content),
     )
 
 
@@ -244,37 +220,3 @@ def _check_corpus(results: Mapping[Trial, Result], trial: Trial, result: Result)
                 f"{str(theirs)[:12]} and {str(mine)[:12]}), so their results cannot be compared: "
                 "restore the data and delete the odd one, or choose another --out"
             )
-
-
-def _table(comparison: Comparison) -> str:
-    """results.csv: one row for each finished trial, in the order of the plan."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for trial in comparison.progress.trials:
-        if trial in comparison.results:
-            writer.writerow(_csv_row(trial, comparison.results[trial]))
-    return text.getvalue()
-
-
-def _csv_row(trial: Trial, result: Result) -> dict[str, Any]:
-    validation, test = loss(result, "validation_loss"), loss(result, "test_loss")
-    sizes = result.get("bytes") or {}
-    row = {
-        "arm": trial.arm,
-        "purpose": trial.purpose,
-        "lr": trial.lr,
-        "lr_ordinary": trial.lr_ordinary,
-        "seed": trial.seed,
-        "validation_loss": validation,
-        "validation_perplexity": perplexity(validation),
-        "test_loss": test,
-        "test_perplexity": perplexity(test),
-        "weight_bytes": sizes.get("weights"),
-        "gradient_bytes": sizes.get("gradients"),
-        "optimizer_bytes": sizes.get("optimizer"),
-        "device_peak_bytes": sizes.get("device_peak"),
-        "failed": failure(result) if math.isinf(validation) else None,
-    }
-    row |= {column: result.get(column) for column in COLUMNS if column not in row}
-    return {name: None if value == math.inf else value for name, value in row.items()}

@@ -4,152 +4,88 @@ The terminal and the report show the same `Summary`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from statistics import median
 
-from spectrain.runs.compare import Comparison, describe, failure, perplexity, rate_text
-from spectrain.runs.statistics import (
-    Noise,
-    gap_closed,
-    mean,
-    seed_noise,
-    separable,
-    standard_deviation,
-)
-from spectrain.runs.trials import Arm, Progress, Result, Trial, loss
-
-STATE = ("weights", "gradients", "optimizer")  # what has to be in memory all through training
-FULL_RANK = "full"  # key of the arm that gaps are measured against
-
-COLUMNS = {
-    "method": "numbers in brackets refer to the notes on how it differs from the published method",
-    "learning rate": "of the factorised matrices, chosen by validation loss",
-    "test perplexity": "exp(loss) on test data, lower is better: mean ± standard deviation",
-    "test loss": "nats per token: mean ± standard deviation",
-    "gap closed": "share of the loss between the best other low-rank method (0 %) and full rank "
-    "(100 %) that the method makes up; – where there is no gap beyond the noise",
-    "ms/step": "median time of a training step",
-    "state MiB": "measured memory of weights, gradients and optimizer state; without activations "
-    "and what an event needs for a moment",
-    "trainable": "trained parameters (M: millions)",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method's line in the table."""
-
-    arm: Arm
-    best: Trial | None  # its trial in the sweep with the chosen rates
-    losses: tuple[float, ...]  # test losses of the trials that did not diverge, one per seed
-    share: float | None  # of the gap to full rank
-    step_seconds: float
-    state_bytes: float
-    trainable: int | None
-
-    @property
-    def perplexities(self) -> tuple[float, ...]:
-        return tuple(perplexity(value) for value in self.losses)
+from spectrain.runs.compare import Comparison
+from spectrain.runs.rows import Row, measure
+from spectrain.runs.scores import table_order
+from spectrain.runs.sentences import sentences
+from spectrain.runs.statistics import mean, standard_deviation
+from spectrain.runs.trials import Plan
+from spectrain.runs.words import rate_text
+from spectrain.tasks.score import LOSS, Score
 
 
 @dataclass(frozen=True)
 class Summary:
     """A comparison's table and what must be said with it."""
 
+    columns: Mapping[str, str]  # headings, and what they mean
     rows: tuple[Row, ...]  # best first
-    cells: tuple[tuple[str, ...], ...]  # the same rows in print, one text per heading of COLUMNS
+    cells: tuple[tuple[str, ...], ...]  # the same rows in print, one text per column
     sentences: tuple[str, ...]
     footnotes: tuple[str, ...]  # how arms differ from the published methods
 
 
 def summarise(comparison: Comparison) -> Summary:
     """Evaluate a comparison, finished or not."""
-    plan, progress, results = comparison.plan, comparison.progress, comparison.results
-    trials = _reported_trials(comparison, progress)
-    losses = {
-        arm.key: tuple(
-            value
-            for trial in trials
-            if trial.arm == arm.key and math.isfinite(value := loss(results[trial], "test_loss"))
-        )
-        for arm in plan.arms
-    }
-    noise = seed_noise(list(losses.values()))
-    rows = [
-        _row(
-            arm,
-            progress.best.get(arm.key),
-            losses,
-            noise,
-            [results[trial] for trial in trials if trial.arm == arm.key],
-        )
-        for arm in plan.arms
-    ]
-    rows.sort(key=lambda row: mean(row.losses) if row.losses else math.inf)
+    plan = comparison.plan
+    rows, noise = measure(comparison)
     footnotes = tuple(
         f"{arm.title}: {variation}" for arm in plan.arms for variation in arm.variations
     )
-    sentences = (
-        *_status(comparison, progress, trials),
-        *_noise_sentences(rows, noise),
-        *_gap_sentences(rows, noise),
-        *_warnings(comparison, progress),
-    )
-    cells = tuple(_cells(row, footnotes, plan.ordinary_swept) for row in rows)
-    return Summary(tuple(rows), cells, sentences, footnotes)
-
-
-def _reported_trials(comparison: Comparison, progress: Progress) -> list[Trial]:
-    """The trials whose test losses are printed: those of the report seeds as soon as every method
-    has one, else those the sweep has chosen (none before it is complete)."""
-    done = [trial for trial in progress.trials if trial in comparison.results]
-    report = [trial for trial in done if trial.purpose == "report"]
-    if report and {trial.arm for trial in report} == set(progress.best):
-        return report
-    return list(progress.best.values())
-
-
-def _row(
-    arm: Arm,
-    best: Trial | None,
-    losses: dict[str, tuple[float, ...]],
-    noise: Noise | None,
-    results: Sequence[Result],
-) -> Row:
-    others = [values for key, values in losses.items() if key not in (arm.key, FULL_RANK)]
-    full = losses.get(FULL_RANK, ())
-    share = None if arm.key == FULL_RANK else gap_closed(losses[arm.key], full, others, noise)
-    times = [result["seconds_per_step"] for result in results if result.get("seconds_per_step")]
-    known = [sizes for result in results if (sizes := result.get("bytes"))]
-    states = [sum(sizes[part] for part in STATE) for sizes in known]
-    counts = [n for result in results if (n := result.get("trainable_parameters")) is not None]
-    return Row(
-        arm=arm,
-        best=best,
-        losses=losses[arm.key],
-        share=share,
-        step_seconds=median(times) if times else math.nan,
-        state_bytes=max(states, default=math.nan),
-        trainable=counts[0] if counts else None,
+    return Summary(
+        _columns(plan),
+        tuple(rows),
+        tuple(_cells(row, footnotes, plan) for row in rows),
+        sentences(comparison, rows, noise),
+        footnotes,
     )
 
 
-def _cells(row: Row, footnotes: Sequence[str], ordinary_swept: bool) -> tuple[str, ...]:
+def _columns(plan: Plan) -> dict[str, str]:
+    first = plan.scores[0].title
+    alike = " at the same rank" if any(arm.group for arm in plan.arms) else ""
+    return {
+        "method": "numbers in brackets refer to the notes on how it differs from the published "
+        "method",
+        "learning rate": f"of the factorised matrices, chosen by validation {first}",
+        **{f"test {score.title}": _meaning(score) for score in table_order(plan.scores)},
+        "gap closed": f"share of the {first} between the best other low-rank method{alike} (0 %) "
+        "and full rank (100 %) that the method makes up; – where there is no gap beyond the noise",
+        "ms/step": "median time of a training step",
+        "state MiB": "measured memory of weights, gradients and optimizer state; without "
+        "activations and what an event needs for a moment",
+        "trainable": "trained parameters (M: millions)",
+    }
+
+
+def _meaning(score: Score) -> str:
+    spread = "mean ± standard deviation"
+    if score == LOSS:
+        return f"nats per token: {spread}"
+    better = "higher" if score.higher_is_better else "lower"
+    what = f"exp({score.key})" if score.exponential else score.unit
+    return f"{what} on test data, {better} is better: {spread}"
+
+
+def _cells(row: Row, footnotes: Sequence[str], plan: Plan) -> tuple[str, ...]:
     marks = [
         str(footnotes.index(f"{row.arm.title}: {variation}") + 1)
         for variation in row.arm.variations
     ]
     rate = rate_text(row.best.lr) if row.best else "–"
-    if row.best and ordinary_swept:
+    if row.best and plan.ordinary_swept:
         rate += f" ({rate_text(row.best.lr_ordinary)})"
-    missing = "diverged" if row.best else "–"
+    missing = "diverged" if row.best and not row.costs else "–"
     return (
         row.arm.title + (f" [{','.join(marks)}]" if marks else ""),
         rate,
-        _spread(row.perplexities, 2) if row.losses else missing,
-        _spread(row.losses, 3) if row.losses else missing,
+        *(
+            _spread(row.values[score], score.digits) if row.values[score] else missing
+            for score in table_order(plan.scores)
+        ),
         "–" if row.share is None else f"{100 * row.share:.0f} %".replace("-", "−"),
         "–" if math.isnan(row.step_seconds) else f"{1000 * row.step_seconds:.1f}",
         "–" if math.isnan(row.state_bytes) else f"{row.state_bytes / 2**20:.1f}",
@@ -163,112 +99,3 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{mean(values):.{digits}f}" + (
         "" if deviation is None else f" ± {deviation:.{digits}f}"
     )
-
-
-def _status(comparison: Comparison, progress: Progress, shown: Sequence[Trial]) -> list[str]:
-    plan = comparison.plan
-    sentences = []
-    if not comparison.finished:
-        done = sum(trial in comparison.results for trial in progress.trials)
-        sentences.append(
-            f"Not finished: {done} of the {len(progress.trials)} trials known to be needed so far "
-            "are done. The same command continues."
-        )
-    if not shown:
-        return sentences
-    sweeps = [trial for trial in progress.trials if trial.purpose == "sweep"]
-    each = len(sweeps) // len(plan.arms)
-    chosen = (
-        f"Rates were chosen by validation loss with seed {plan.sweep_seed}, {each} trials for each "
-        "method"
-        if each > 1
-        else f"Rates were given, not swept (one trial for each method with seed {plan.sweep_seed})"
-    )
-    if shown[0].purpose == "report":
-        seeds = ", ".join(str(seed) for seed in sorted({trial.seed for trial in shown}))
-        sentences.append(f"{chosen}; the results are on test data with seeds {seeds}.")
-    else:
-        sentences.append(f"{chosen}; the results are those same trials', on test data.")
-    if not plan.ordinary_swept and plan.ordinary_rates[0] is not None:
-        sentences.append(
-            "Parameters that no method factorises (embeddings, head, norms) had the rate "
-            f"{rate_text(plan.ordinary_rates[0])} in every trial."
-        )
-    elif plan.ordinary_swept:
-        sentences.append(
-            "The rate in brackets is that of the parameters that no method factorises "
-            "(embeddings, head, norms)."
-        )
-    return sentences
-
-
-def _noise_sentences(rows: Sequence[Row], noise: Noise | None) -> list[str]:
-    ranked = [row for row in rows if row.losses]
-    if not ranked:
-        return []
-    if noise is None:
-        return [
-            "One seed: no noise floor. Differences between methods may be chance, and no share of "
-            "the gap is given; run more seeds to tell."
-        ]
-    count = max(len(row.losses) for row in ranked)
-    sentences = [
-        f"Noise floor: {noise.floor(count, count):.3f} nats. A seed gives every method the same "
-        "initial weights and data; beyond what it does to all methods alike, it moves a method's "
-        f"loss by a standard deviation of {noise.deviation:.3f} nats ({noise.dof} degrees of "
-        f"freedom). Two methods with {count} seeds each are separable (95 % confidence, each pair "
-        "on its own) if their mean losses differ by more than the noise floor."
-    ]
-    alike = [
-        f"{better.arm.title} and {worse.arm.title} are not separable: they differ by "
-        f"{mean(worse.losses) - mean(better.losses):.3f} nats, the noise floor for "
-        f"{_seeds(better, worse)} is {noise.floor(len(better.losses), len(worse.losses)):.3f}."
-        for better, worse in pairwise(ranked)
-        if not separable(better.losses, worse.losses, noise)
-    ]
-    if not alike and len(ranked) > 1:
-        sentences.append("Each method is separable from the next in the table.")
-    return sentences + alike
-
-
-def _seeds(a: Row, b: Row) -> str:
-    counts = sorted({len(a.losses), len(b.losses)})
-    return f"{' and '.join(str(count) for count in counts)} seeds"
-
-
-def _gap_sentences(rows: Sequence[Row], noise: Noise | None) -> list[str]:
-    """Why no share of the gap is printed, where the noise floor does not already say it."""
-    if noise is None or any(row.share is not None for row in rows):
-        return []
-    low_rank = [row for row in rows if row.arm.key != FULL_RANK and row.losses]
-    if len(low_rank) < 2 or len(low_rank) == len(rows):
-        return []
-    return [
-        "No share of the gap is given: full rank does not beat the best low-rank method by more "
-        "than the noise."
-    ]
-
-
-def _warnings(comparison: Comparison, progress: Progress) -> list[str]:
-    """Diverged trials, and grids whose best rate is still at an edge."""
-    plan, results = comparison.plan, comparison.results
-    sentences = []
-    for trial in progress.trials:
-        if trial in results and math.isinf(loss(results[trial], "validation_loss")):
-            kind = "" if trial.purpose == "sweep" else " and is missing from the results above"
-            reason = failure(results[trial])
-            sentences.append(f"Diverged: {describe(plan, trial)} ({reason}){kind}.")
-    grown = {0: "", 1: ", even after 1 extension of the grid"}.get(
-        progress.extensions, f", even after {progress.extensions} extensions of the grid"
-    )
-    for edge in progress.edges:
-        title = plan.arm(edge.arm).title
-        if edge.arm not in progress.best:
-            sentences.append(f"{title} diverged at every rate tried{grown}: try lower ones.")
-            continue
-        beyond = "lower" if edge.side == "lowest" else "higher"
-        sentences.append(
-            f"The best {edge.axis} of {title}, {rate_text(edge.rate)}, is the {edge.side} tried"
-            f"{grown}: a {beyond} one may be better."
-        )
-    return sentences

@@ -8,15 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from spectrain.runs.compare import Comparison
-from spectrain.runs.summary import COLUMNS, summarise
+from spectrain.runs.summary import summarise
 
 
 def render(comparison: Comparison) -> RenderableType:
     """The table, its explanations and the schedules, to be printed by rich; 80 columns suffice."""
     summary = summarise(comparison)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for heading in COLUMNS:
-        narrow = heading.replace(" ", "\n")
+    for heading in summary.columns:
+        narrow = Text(heading.replace(" ", "\n"))
         table.add_column(narrow, justify="left" if heading == "method" else "right", no_wrap=True)
     for cells in summary.cells:
         table.add_row(*(Text(cell) for cell in cells))
@@ -28,7 +28,7 @@ def render(comparison: Comparison) -> RenderableType:
     return Group(
         table,
         Text(),
-        _pairs(COLUMNS.items(), style="dim"),
+        _pairs(summary.columns.items(), style="dim"),
         Text(),
         _pairs(("•", sentence) for sentence in summary.sentences),
         _pairs((f"[{number}]", note) for number, note in enumerate(summary.footnotes, 1)),
