@@ -73,24 +73,32 @@ def _noise_sentences(rows: Sequence[Row], noise: Noise | None, score: Score) -> 
     count = max(len(row.costs) for row in ranked)
     results = "losses" if score.title == "loss" else f"{score.title} scores"
     said = [
-        f"Noise floor: {noise.floor(count, count):.{score.digits}f} {score.unit}. A seed gives "
+        f"Noise floor: {_difference(score, noise.floor(count, count))} {score.unit}. A seed gives "
         "every method the same initial weights and data; beyond what it does to all methods alike, "
         f"it moves a method's {score.title} by a standard deviation of "
-        f"{noise.deviation:.{score.digits}f} {score.unit} ({noise.dof} degrees of freedom). Two "
+        f"{_difference(score, noise.deviation)} {score.unit} ({noise.dof} degrees of freedom). Two "
         f"methods with {count} seeds each are separable (95 % confidence, each pair on its own) if "
         f"their mean {results} differ by more than the noise floor."
     ]
     alike = [
         f"{better.arm.title} and {worse.arm.title} are not separable: they differ by "
-        f"{mean(worse.costs) - mean(better.costs):.{score.digits}f} {score.unit}, the noise floor "
+        f"{_difference(score, mean(worse.costs) - mean(better.costs))} {score.unit}, the noise floor "
         f"for {_seeds(better, worse)} is "
-        f"{noise.floor(len(better.costs), len(worse.costs)):.{score.digits}f}."
+        f"{_difference(score, noise.floor(len(better.costs), len(worse.costs)))}."
         for better, worse in pairwise(ranked)
         if not separable(better.costs, worse.costs, noise)
     ]
     if not alike and len(ranked) > 1:
         said.append("Each method is separable from the next in the table.")
     return said + alike
+
+
+def _difference(score: Score, value: float) -> str:
+    """With the score's digits; up to three where those would show a zero."""
+    digits = score.digits
+    while digits < 3 and float(f"{value:.{digits}f}") == 0:
+        digits += 1
+    return f"{value:.{digits}f}"
 
 
 def _seeds(a: Row, b: Row) -> str:

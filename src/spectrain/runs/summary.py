@@ -46,13 +46,14 @@ def summarise(comparison: Comparison) -> Summary:
 
 def _columns(plan: Plan) -> dict[str, str]:
     first = plan.scores[0].title
+    gap = first if plan.scores[0] == LOSS else f"difference in {first}"
     alike = " at the same rank" if any(arm.group for arm in plan.arms) else ""
     return {
         "method": "numbers in brackets refer to the notes on how it differs from the published "
         "method",
         "learning rate": f"of the factorised matrices, chosen by validation {first}",
         **{f"test {score.title}": _meaning(score) for score in table_order(plan.scores)},
-        "gap closed": f"share of the {first} between the best other low-rank method{alike} (0 %) "
+        "gap closed": f"share of the {gap} between the best other low-rank method{alike} (0 %) "
         "and full rank (100 %) that the method makes up; – where there is no gap beyond the noise",
         "ms/step": "median time of a training step",
         "state MiB": "measured memory of weights, gradients and optimizer state; without "
