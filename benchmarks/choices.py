@@ -25,11 +25,12 @@ from spectrain.method import Method
 from spectrain.runs.compare import load_comparison
 from spectrain.runs.jobs import compare
 from spectrain.runs.options import RunOptions
+from spectrain.runs.scores import cost_of
 from spectrain.runs.statistics import seed_noise
-from spectrain.runs.trials import loss
 from spectrain.runs.view import Terminal
 from spectrain.tasks.lm.options import LanguageModelOptions
 from spectrain.tasks.lm.task import LanguageModelling
+from spectrain.tasks.score import LOSS
 
 HERE = Path(__file__).parent
 SMALL = {"num_hidden_layers": "2", "hidden_size": "64", "intermediate_size": "176"}
@@ -109,7 +110,7 @@ def table(name: str, study: Study, directory: Path) -> list[str]:
         return []
     found: dict[str, dict[int, float]] = {}
     for trial, result in load_comparison(directory).results.items():
-        found.setdefault(trial.arm, {})[trial.seed] = loss(result, "test_loss")
+        found.setdefault(trial.arm, {})[trial.seed] = cost_of(result, "test", LOSS)
     losses = {
         arm: [of[seed] for seed in sorted(of)]
         for arm in study.arms

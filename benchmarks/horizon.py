@@ -17,7 +17,8 @@ from pretraining import HERE, OPTIONS
 from spectrain.cli.lm import compare_lm
 from spectrain.errors import SpectrainError
 from spectrain.runs.compare import load_comparison
-from spectrain.runs.trials import loss
+from spectrain.runs.scores import cost_of
+from spectrain.tasks.score import LOSS
 
 METHODS = "full,sst,relora,lora"
 RATES = ("--full.sweep-lr", "2e-3", "--sst.sweep-lr", "8e-3")
@@ -43,7 +44,7 @@ def main() -> None:
         except SpectrainError as error:
             sys.exit(f"Error: {error}")
         results = load_comparison(run).results
-        losses = {trial.arm: loss(result, "test_loss") for trial, result in results.items()}
+        losses = {trial.arm: cost_of(result, "test", LOSS) for trial, result in results.items()}
         figures = " | ".join(f"{losses[key]:.3f}" for key in METHODS.split(","))
         lines.append(f"| {steps:,} | {steps * 4 / (200 * 64):.2f} | {figures} |")
         target = HERE / "results" / "horizon.md"

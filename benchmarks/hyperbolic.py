@@ -5,9 +5,9 @@
     python benchmarks/hyperbolic.py --data FOLDER --steps 60 --seeds 1   some minutes, to see that it runs
     python benchmarks/hyperbolic.py --collect                 only write the tables of what there is
 
-FOLDER holds airport.npz, cora.npz, disease_lp.npz and disease_nc.npz. Each task is a `spectrain compare graph` in a process of
-its own with one thread: interrupt it and run it again, finished trials are kept. Results go to
-benchmarks/results/hyperbolic/.
+FOLDER holds airport.npz, cora.npz, disease_lp.npz and disease_nc.npz. Each task is a `spectrain compare
+graph` in a process of its own with one thread: interrupt it and run it again, finished trials are kept.
+Results go to benchmarks/results/hyperbolic/.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from hyperbolic_report import collect
 
 HERE = Path(__file__).parent
-# Longest first, so that two workers end at about the same time. The grids hold HyboNet's rate for the task
-# and its neighbours by factors of two; they are the same for all methods, and grow where a best one is at an edge.
+# Longest first, so that two workers end at about the same time. The grids are factors of two around rates
+# that suit full rank; they are the same for all methods, and grow where a best one is at an edge.
 TASKS = {
     "cora-links": ("cora.npz", "links", "5e-3,1e-2,2e-2"),
     "cora-nodes": ("cora.npz", "nodes", "2.5e-3,5e-3,1e-2"),
@@ -45,8 +45,8 @@ OPTIONS = (
         "--rank",
         "1,2",
     ),
-    # The paper's periods for these graphs: 100 steps, all of them warm-up; d/r = k/r iterations a round. What
-    # it does not say of ReLoRA* and GaLore is taken alike; GaLore's scale is the paper's.
+    # The paper's periods for these graphs: 100 steps, all of them warm-up; d/r = k/r iterations a round.
+    # What it does not say of ReLoRA* and GaLore is taken alike; GaLore's scale is the paper's.
     *("--sst.resample-every", "100", "--sst.warmup", "100"),
     *("--relora.merge-every", "100", "--galore.refresh-every", "100", "--galore.scale", "1.0"),
     *("--eval-every", "5", "--checkpoint-every", "1000", "--extend", "1"),

@@ -18,7 +18,7 @@ from spectrain.cli.lm import compare_lm
 from spectrain.errors import SpectrainError
 from spectrain.runs.compare import load_comparison
 from spectrain.runs.report import write_report
-from spectrain.runs.summary import COLUMNS, summarise
+from spectrain.runs.summary import summarise
 
 HERE = Path(__file__).parent
 # d = 64 and r = 4, as in the smallest rows of the SST paper's table 1. Every method has three rates, a
@@ -50,8 +50,8 @@ def collect(run: Path, name: str) -> None:
     lines = [
         f"# Pre-training on {name}\n",
         f"Made by `python benchmarks/pretraining.py {name}{folder}`: {done} of {needed} trials finished.\n",
-        "| " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * len(COLUMNS),
+        "| " + " | ".join(summary.columns) + " |",
+        "|" + "---|" * len(summary.columns),
         *("| " + " | ".join(row) + " |" for row in summary.cells),
         "",
         *(f"- {sentence}" for sentence in summary.sentences),

@@ -67,7 +67,9 @@ def train(model: nn.Module, graph: Graph, steps: int, lr: float, seed: int = 0) 
     optimizer = RiemannianAdam(model.parameters(), lr=lr)
     known = related(graph)
     for step in range(steps):
-        for group in optimizer.param_groups:  # a tenth of the rate first, so that the tree can unfold
+        for (
+            group
+        ) in optimizer.param_groups:  # a tenth of the rate first, so that the tree can unfold
             group["lr"] = lr * min(1.0, 0.1 + step / (0.1 * steps)) * (1 - 0.9 * step / steps)
         pairs = graph.edges if step % 2 else graph.edges.flip(1)
         drawn = torch.randint(graph.nodes, (len(pairs), NEGATIVES), generator=generator)
@@ -148,7 +150,8 @@ def main() -> None:
     lines = [
         "# WordNet mammals in hyperbolic space\n",
         f"Made by `python benchmarks/tree_embedding.py --data FOLDER --steps {given.steps}` "
-        f"({where['processor']}, torch {where['torch']}), float32, seed 0: {graph.nodes:,} nodes, {len(graph.edges):,} pairs of the transitive closure.\n",
+        f"({where['processor']}, torch {where['torch']}), float32, seed 0: "
+        f"{graph.nodes:,} nodes, {len(graph.edges):,} pairs of the transitive closure.\n",
         "| space | dimensions | mean rank | MAP | off the manifold |",
         "|---|--:|--:|--:|--:|",
         *rows,

@@ -34,7 +34,7 @@ def test_sweep_chooses_by_validation_loss_and_reports_other_seeds(tmp_path):
     rows = summarise(comparison).rows
     assert [row.arm.key for row in rows] == ["full", "sst", "relora", "lora"]
     expected = [training.loss(trial) + 0.02 for trial in report if trial.arm == "sst"]
-    assert rows[1].losses == pytest.approx(expected)
+    assert rows[1].costs == pytest.approx(expected)
     assert "seeds 1, 2, 3" in text(comparison)
     assert "Each method is separable from the next" in text(comparison)
 
@@ -140,7 +140,7 @@ def test_diverged_trials_are_infinitely_bad_and_named(tmp_path):
         "Diverged: SST, learning rate 2e-3, seed 2 (NaN loss at step 12) and is missing from the "
         "results above." in text(comparison)
     )
-    assert len(next(r for r in summarise(comparison).rows if r.arm.key == "sst").losses) == 2
+    assert len(next(r for r in summarise(comparison).rows if r.arm.key == "sst").costs) == 2
     assert "  diverged: NaN loss at step 12" in said
 
 
@@ -161,7 +161,7 @@ def test_one_seed_has_no_noise_floor(tmp_path):
     assert "One seed: no noise floor" in text(comparison)
     assert "those same trials" in text(comparison)
     assert all(row.share is None for row in summarise(comparison).rows)
-    assert summarise(comparison).rows[1].losses == pytest.approx([3.1 + 0.004 + 0.02])
+    assert summarise(comparison).rows[1].costs == pytest.approx([3.1 + 0.004 + 0.02])
 
 
 def test_not_separable(tmp_path):

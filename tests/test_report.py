@@ -109,7 +109,7 @@ def test_report_of_a_partial_comparison(tmp_path, done):
     # Results of the sweep are not mixed with those of other seeds.
     seeds = {0: set(), 1: set(), 5: set(), 12: {1}, 14: {1}, 16: {1}}[done]
     rows = summarise(load_comparison(tmp_path / "cmp")).rows
-    assert {len(row.losses) for row in rows if row.losses} == seeds
+    assert {len(row.costs) for row in rows if row.costs} == seeds
 
 
 def test_report_where_every_trial_diverged(tmp_path):

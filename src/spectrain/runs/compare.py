@@ -4,12 +4,9 @@ A comparison directory holds config.json (what was asked), trials/<slug>/ (one r
 trial), results.csv, and what `report` adds to it.
 """
 
-import csv
-import io
 import json
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,17 +16,15 @@ from spectrain.runs.directory import make_folder, refuse_foreign, what
 from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.processes import Team
 from spectrain.runs.records import OBJECT, PLAN, check_record, read_config, read_result
-from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, cost, planned
-from spectrain.tasks.score import LOSS, PERPLEXITY, Score
+from spectrain.runs.scores import LANGUAGE, scores_from_json, scores_to_json
+from spectrain.runs.table import results_csv
+from spectrain.runs.trials import Arm, Plan, Progress, Result, Trial, planned
+from spectrain.runs.words import describe, outcome
 
 __all__ = ["Arm", "Comparison", "Plan", "Trial", "load_comparison", "run_comparison"]
 
 FORMAT = 1
-FIRST_COLUMNS = ("arm", "purpose", "lr", "lr_ordinary", "seed", "steps")
-LAST_COLUMNS = (
-    *("seconds_per_step", "weight_bytes", "gradient_bytes", "optimizer_bytes", "device_peak_bytes"),
-    *("trainable_parameters", "frozen_parameters", "failed"),
-)
+_LATER = ("group", "method")  # fields of arms, written where they are not empty
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def run_comparison(
             say("A best rate lies at the edge of its grid: every method's grid grows by one rate.")
         pending = [trial for trial in progress.trials if trial not in results]
         comparison = Comparison(out, plan, settings, results)
-        team.decide(partial(write_atomic, out / "results.csv", _table(comparison)))
+        team.decide(partial(write_atomic, out / "results.csv", results_csv(plan, results)))
         if not pending:
             return comparison
         trial = pending[0]
@@ -135,40 +130,6 @@ def load_comparison(directory: Path) -> Comparison:
             results[trial] = result
 
 
-def describe(plan: Plan, trial: Trial) -> str:
-    """A trial in words: ``SST, learning rate 4e-3, seed 0``."""
-    ordinary = f" (ordinary {rate_text(trial.lr_ordinary)})" if trial.ordinary_swept else ""
-    rate = f"learning rate {rate_text(trial.lr)}{ordinary}"
-    return f"{plan.arm(trial.arm).title}, {rate}, seed {trial.seed}"
-
-
-def outcome(plan: Plan, result: Result) -> str:
-    """A result in words: ``validation loss 3.671 (perplexity 39.29)``."""
-    if math.isinf(cost(result, plan.score, "validation")):
-        return f"diverged: {failure(result)}"
-    first, *others = [f"{s.title} {shown(result, s, 'validation')}" for s in plan.scores]
-    return f"validation {first}" + (f" ({', '.join(others)})" if others else "")
-
-
-def shown(result: Result, score: Score, split: str) -> str:
-    """A score as it is printed; "–" where there is none."""
-    found = cost(result, score, split)
-    return "–" if math.isinf(found) else f"{score.shown(found):.{score.digits}f}"
-
-
-def failure(result: Result) -> str:
-    """How a diverged trial failed."""
-    return str(result.get("failed") or "its loss is no finite number")
-
-
-def rate_text(rate: float | None) -> str:
-    """A learning rate as people write it: 4e-3, 1.25e-3; "–" for None."""
-    if rate is None:
-        return "–"
-    digits, exponent = f"{rate:.2e}".split("e")
-    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
 def _settle(
     plan: Plan, out: Path, options: Mapping[str, Any], command: str | None
 ) -> dict[str, Any]:
@@ -178,7 +139,7 @@ def _settle(
         "kind": "comparison",
         "command": command,
         "options": dict(options),
-        "plan": asdict(plan),
+        "plan": _plan_to_json(plan),
     }
     settings: dict[str, Any] = json.loads(json.dumps(asked, default=str))
     make_folder(out)
@@ -202,8 +163,20 @@ def _settle(
     return recorded
 
 
+def _plan_to_json(plan: Plan) -> dict[str, Any]:
+    """What `_plan_from_json` reads, without what a plan has by default: older ones lack it."""
+    content = asdict(plan) | {"scores": scores_to_json(plan.scores)}
+    if plan.scores == LANGUAGE:
+        del content["scores"]
+    for arm in content["arms"]:
+        for name in _LATER:
+            if not arm[name]:
+                del arm[name]
+    return content
+
+
 def _plan_from_json(content: dict[str, Any]) -> Plan:
-    """The plan that ``asdict`` and JSON made ``content`` of: JSON's lists are its tuples."""
+    """The plan that `_plan_to_json` and JSON made ``content`` of: JSON's lists are its tuples."""
     return Plan(
         arms=tuple(
             Arm(
@@ -213,8 +186,7 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
                 arm["schedule"],
                 arm["paper_schedule"],
                 tuple(arm["learning_rates"]),
-                arm.get("method", ""),
-                arm.get("group", ""),
+                **{name: arm.get(name) or "" for name in _LATER},
             )
             for arm in content["arms"]
         ),
@@ -222,16 +194,8 @@ def _plan_from_json(content: dict[str, Any]) -> Plan:
         sweep_seed=content["sweep_seed"],
         report_seeds=tuple(content["report_seeds"]),
         max_extensions=content["max_extensions"],
-        scores=scores_from(content.get("scores")),
+        scores=scores_from_json(content),
     )
-
-
-def scores_from(content: list[dict[str, Any]] | None) -> tuple[Score, ...]:
-    """A task's scores as a configuration records them; a language model's where it records none."""
-    if content is None:
-        return LOSS, PERPLEXITY
-    names = [f.name for f in fields(Score)]
-    return tuple(Score(**{name: score[name] for name in names}) for score in content)
 
 
 def _finished(trial: Trial, directory: Path) -> Result | None:
@@ -256,49 +220,3 @@ def _check_corpus(results: Mapping[Trial, Result], trial: Trial, result: Result)
                 f"{str(theirs)[:12]} and {str(mine)[:12]}), so their results cannot be compared: "
                 "restore the data and delete the odd one, or choose another --out"
             )
-
-
-def _table(comparison: Comparison) -> str:
-    """results.csv: one row for each finished trial, in the order of the plan."""
-    text = io.StringIO()
-    scores = comparison.plan.scores
-    columns = *FIRST_COLUMNS, *_score_columns(scores), *LAST_COLUMNS
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for trial in comparison.progress.trials:
-        if trial in comparison.results:
-            writer.writerow(_csv_row(trial, comparison.results[trial], scores))
-    return text.getvalue()
-
-
-def _score_columns(scores: tuple[Score, ...]) -> dict[str, tuple[Score, str]]:
-    """The columns of results.csv that hold scores: validation_loss, validation_perplexity, test_loss …"""
-    return {
-        f"{split}_{score.title if score.exponential else score.key}": (score, split)
-        for split in ("validation", "test")
-        for score in scores
-    }
-
-
-def _csv_row(trial: Trial, result: Result, scores: tuple[Score, ...]) -> dict[str, Any]:
-    found = {
-        name: (score, cost(result, score, split))
-        for name, (score, split) in _score_columns(scores).items()
-    }
-    sizes = result.get("bytes") or {}
-    row = {
-        "arm": trial.arm,
-        "purpose": trial.purpose,
-        "lr": trial.lr,
-        "lr_ordinary": trial.lr_ordinary,
-        "seed": trial.seed,
-        **{name: score.shown(value) for name, (score, value) in found.items()},
-        "weight_bytes": sizes.get("weights"),
-        "gradient_bytes": sizes.get("gradients"),
-        "optimizer_bytes": sizes.get("optimizer"),
-        "device_peak_bytes": sizes.get("device_peak"),
-        "failed": failure(result) if math.isinf(cost(result, scores[0], "validation")) else None,
-    }
-    row |= {name: result.get(name) for name in FIRST_COLUMNS + LAST_COLUMNS if name not in row}
-    endless = (math.inf, -math.inf)
-    return {name: None if value in endless else value for name, value in row.items()}

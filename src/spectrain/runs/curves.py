@@ -1,4 +1,4 @@
-"""Loss curves, read from run directories and averaged over seeds."""
+"""Curves of losses and scores, read from run directories and averaged over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spectrain.runs.files import read_rows
 from spectrain.runs.records import FINITE
+from spectrain.tasks.score import Score
 
 Array = NDArray[np.float64]
 
@@ -41,6 +42,31 @@ def read_curve(directory: Path) -> Curve | None:
     at = np.interp(steps, timed, seconds) if len(timed) else np.full_like(steps, np.nan)
     validation_steps, validation = column(rows, "validation_loss")
     return Curve(steps, at, _smooth(losses), np.zeros_like(steps), validation_steps, validation)
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """A score on validation data of one run, or of several seeds averaged where all have a value."""
+
+    steps: Array
+    values: Array  # as people read them
+    deviation: Array  # over seeds; zeros for one
+
+
+def read_scores(directory: Path, score: Score) -> ScoreCurve:
+    """The curve of one run directory; without steps before its first validation."""
+    steps, found = column(read_rows(directory / "metrics.jsonl"), f"validation_{score.key}")
+    values = np.array([score.shown(score.cost(value)) for value in found], dtype=float)
+    drawable = np.array([FINITE.holds(value) for value in values.tolist()], dtype=bool)
+    return ScoreCurve(steps[drawable], values[drawable], np.zeros(drawable.sum()))
+
+
+def mean_scores(curves: Sequence[ScoreCurve]) -> ScoreCurve:
+    """Mean over seeds at the steps that all of them have: some may have stopped early."""
+    steps = _common([curve.steps for curve in curves])
+    values = np.stack([curve.values[np.isin(curve.steps, steps)] for curve in curves])
+    deviation = values.std(0, ddof=1) if len(curves) > 1 else np.zeros_like(steps)
+    return ScoreCurve(steps, values.mean(0), deviation)
 
 
 def column(rows: Sequence[dict[str, Any]], name: str) -> tuple[Array, Array]:

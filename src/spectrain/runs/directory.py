@@ -9,7 +9,6 @@ import platform
 import shlex
 import sys
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from spectrain.method import Method
 from spectrain.runs import checkpoint
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.records import OBJECT, TEXT, check_record, read_result
+from spectrain.runs.scores import LANGUAGE, scores_to_json
 from spectrain.tasks.task import Task
 
 FORMAT = 1
@@ -47,12 +47,13 @@ def run_config(
         "spectrain": __version__,
         "command": command,
         "task": task.name,
-        "scores": [asdict(score) for score in task.scores],
         "options": options,
         "method": method.settings(),
         "corpus": task.summary(),
         "environment": environment(),
     }
+    if task.scores != LANGUAGE:
+        config["scores"] = scores_to_json(task.scores)
     return config if fork is None else {**config, "fork": fork}
 
 

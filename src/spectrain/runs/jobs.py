@@ -139,8 +139,8 @@ def _arm(key: str, method: Method, rates: Sequence[float], methods: Mapping[str,
         method.schedule_text(),
         method.card.paper_schedule,
         tuple(rates),
-        method.card.key,
-        group,
+        group=group,
+        method=method.card.key,
     )
 
 

@@ -7,6 +7,7 @@ list of one shape (a list of any length); `Each` (an object of any fields); `May
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,42 +57,52 @@ NUMBER = Kind("a number", is_number)
 FINITE = Kind("a finite number", lambda v: is_number(v) and math.isfinite(v))
 WHOLE = Kind("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
 TRUTH = Kind("true or false", lambda v: isinstance(v, bool))
-DIGITS = Kind("a whole number from 0 to 9", lambda v: type(v) is int and 0 <= v <= 9)
 ANYTHING = Kind("anything", lambda v: True)
 OBJECT = Each(ANYTHING)
 
-_SIZES = dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE)
+_KEY = Kind("a name of letters, digits and _", lambda v: isinstance(v, str) and _is_key(v))
+_FACTOR = Kind("a positive number up to a million", lambda v: is_number(v) and 0 < v <= 1e6)
+_DIGITS = Kind("a whole number from 0 to 9", lambda v: type(v) is int and 0 <= v <= 9)
 SCORE = {
-    **dict.fromkeys(("key", "title", "unit"), TEXT),
+    "key": _KEY,
+    **dict.fromkeys(("title", "unit"), TEXT),
     **dict.fromkeys(("higher_is_better", "exponential"), TRUTH),
-    "factor": FINITE,
-    "digits": DIGITS,
+    "factor": _FACTOR,
+    "digits": _DIGITS,
 }
+
+
+def _is_key(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9_]{1,40}", text) is not None
+
+
+_SIZES = dict.fromkeys(("weights", "gradients", "optimizer"), WHOLE)
 CONFIG = {
-    "scores": Maybe([SCORE]),
     "command": Maybe(TEXT),
     "options": Maybe(OBJECT),
     "method": Maybe({"name": Maybe(TEXT)}),
     "corpus": Maybe({"fingerprint": Maybe(TEXT)}),
     "environment": Maybe(OBJECT),
+    "scores": Maybe([SCORE]),
 }
 PLAN = {
     "arms": [
         dict.fromkeys(("key", "title", "schedule", "paper_schedule"), TEXT)
         | {"variations": [TEXT], "learning_rates": [FINITE]}
-        | dict.fromkeys(("method", "group"), Maybe(TEXT))
+        | {"group": Maybe(TEXT), "method": Maybe(TEXT)}
     ],
-    "scores": Maybe([SCORE]),
     "ordinary_rates": [Maybe(FINITE)],
     "sweep_seed": WHOLE,
     "report_seeds": [WHOLE],
     "max_extensions": WHOLE,
+    "scores": Maybe([SCORE]),
 }
 RESULT = {
     **dict.fromkeys(("failed", "corpus_fingerprint"), Maybe(TEXT)),
     **dict.fromkeys(("validation_loss", "test_loss", "seconds", "seconds_per_step"), Maybe(NUMBER)),
     **dict.fromkeys(("lr", "lr_ordinary"), Maybe(FINITE)),
-    **dict.fromkeys(("steps", "tokens", "seed"), Maybe(WHOLE)),
+    **dict.fromkeys(("steps", "tokens", "seed", "best_step"), Maybe(WHOLE)),
+    "stopped_early": Maybe(TRUTH),
     **dict.fromkeys(("trainable_parameters", "frozen_parameters"), Maybe(WHOLE)),
     "bytes": Maybe(_SIZES | {"device_peak": Maybe(WHOLE)}),
     "memory": Maybe(

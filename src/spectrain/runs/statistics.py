@@ -1,6 +1,7 @@
 """What a few seeds can tell: means, the noise floor, which differences stand out, gaps closed.
 
-All losses are in nats per token. Pure functions of numbers; nothing here knows about runs.
+Results are costs, of which less is better: losses, or scores times −1 where more is better
+(`Score.cost`), in the score's unit. Pure functions of numbers; nothing here knows about runs.
 """
 
 import math
@@ -70,7 +71,7 @@ def t_quantile(probability: float, dof: int) -> float:
 class Noise:
     """How much the seed moves one method's result against another's: a standard deviation."""
 
-    deviation: float  # nats per token
+    deviation: float  # in the unit of the costs
     dof: int  # degrees of freedom behind it, ≥ 1
 
     def floor(self, a: int, b: int) -> float:
@@ -81,7 +82,7 @@ class Noise:
 
 
 def seed_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
-    """The noise in differences between methods, whose losses (one per seed) are ``groups``.
+    """The noise in differences between methods, whose costs (one per seed) are ``groups``.
 
     Where every method has all seeds, in the same order, a seed gives all of them the same initial
     weights and data, and what it does to all alike cancels in a difference. So the residuals of the
@@ -108,7 +109,7 @@ def seed_noise(groups: Sequence[Sequence[float]]) -> Noise | None:
 
 
 def separable(a: Sequence[float], b: Sequence[float], noise: Noise | None) -> bool:
-    """Whether two methods' mean losses differ by more than the noise floor of their seed counts."""
+    """Whether two methods' mean costs differ by more than the noise floor of their seed counts."""
     if noise is None or not a or not b:
         return False
     return abs(mean(a) - mean(b)) > noise.floor(len(a), len(b))
@@ -120,7 +121,7 @@ def gap_closed(
     others: Sequence[Sequence[float]],
     noise: Noise | None,
 ) -> float | None:
-    """Share of the gap to full rank that a low-rank method closes, from losses (one per seed):
+    """Share of the gap to full rank that a low-rank method closes, from costs (one per seed):
 
     (best other low-rank − method) / (best other low-rank − full).
 

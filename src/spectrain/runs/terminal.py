@@ -16,7 +16,7 @@ def render(comparison: Comparison) -> RenderableType:
     summary = summarise(comparison)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for heading in summary.columns:
-        narrow = heading.replace(" ", "\n")
+        narrow = Text(heading.replace(" ", "\n"))
         table.add_column(narrow, justify="left" if heading == "method" else "right", no_wrap=True)
     for cells in summary.cells:
         table.add_row(*(Text(cell) for cell in cells))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spectrain.errors import UsageError
-from spectrain.tasks.score import LOSS, PERPLEXITY, Score
+from spectrain.runs.scores import LANGUAGE, column_name, cost_of
+from spectrain.tasks.score import Score
 
 Result = Mapping[str, Any]  # a run's result.json
 Axis = Literal["learning rate", "ordinary learning rate"]
@@ -22,7 +23,7 @@ MOST_EXTENSIONS = 20  # by rates that double, a grid a million times as wide
 
 @dataclass(frozen=True)
 class Arm:
-    """One method in a comparison."""
+    """One method in a comparison; with different settings it may be in several arms."""
 
     key: str  # name in file names: "sst"
     title: str  # name in tables: "SST"
@@ -30,8 +31,8 @@ class Arm:
     schedule: str  # its events here, in words
     paper_schedule: str  # its events in the paper, in words
     learning_rates: tuple[float, ...]  # its grid to begin with
-    method: str = ""  # the registry's key, where an arm is a method at one of several ranks
-    group: str = ""  # arms of one group are compared for the gap to full rank: "r=1"
+    group: str = ""  # gaps are measured within it, "r=1"; full rank belongs to every group
+    method: str = ""  # its name in the registry; empty: the key
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Plan:
     sweep_seed: int
     report_seeds: tuple[int, ...]  # none: the sweep's own trials are the results
     max_extensions: int  # how often the grid may grow where a best rate lies at its edge
-    scores: tuple[Score, ...] = (LOSS, PERPLEXITY)  # the task's; the first decides
+    scores: tuple[Score, ...] = LANGUAGE  # the first decides
 
     def __post_init__(self) -> None:
         keys = [arm.key for arm in self.arms]
@@ -87,8 +88,6 @@ class Plan:
         if len({len(arm.learning_rates) for arm in self.arms}) > 1:
             counts = ", ".join(f"{arm.title} {len(arm.learning_rates)}" for arm in self.arms)
             raise UsageError(f"every method needs equally many learning rates, got {counts}")
-        if not self.scores:
-            raise UsageError("a comparison needs a score to judge by")
         for name, rates in (
             *((f"learning rates of {arm.title}", arm.learning_rates) for arm in self.arms),
             ("ordinary learning rates", self.ordinary_rates),
@@ -106,11 +105,12 @@ class Plan:
             )
         if len(set(self.report_seeds)) < len(self.report_seeds):
             raise UsageError(f"the report's seeds must be distinct, got {self.report_seeds}")
-
-    @property
-    def score(self) -> Score:
-        """The one that decides."""
-        return self.scores[0]
+        names = [column_name(score) for score in self.scores]
+        titles = {score.title for score in self.scores}
+        if not names or len(set(names)) < len(names) or len(titles) < len(names):
+            raise UsageError(
+                f"a comparison needs distinct scores, got {', '.join(names) or 'none'}"
+            )
 
     @property
     def ordinary_swept(self) -> bool:
@@ -138,14 +138,6 @@ class Progress:
     best: Mapping[str, Trial]  # by arm, once the sweep is complete; no entry if all diverged
     edges: tuple[Edge, ...]  # the best rates at an edge of the final grid
     extensions: int  # how often the grid grew
-
-
-def cost(result: Result, score: Score, split: str) -> float:
-    """The score on "validation" or "test" data as a cost; infinity for a trial that failed or has none."""
-    value = result.get(f"{split}_{score.key}")
-    if result.get("failed") or not isinstance(value, int | float) or not math.isfinite(value):
-        return math.inf
-    return score.cost(float(value))
 
 
 def planned(plan: Plan, results: Mapping[Trial, Result]) -> Progress:
@@ -190,16 +182,16 @@ def planned(plan: Plan, results: Mapping[Trial, Result]) -> Progress:
 def _best(
     plan: Plan, sweep: Mapping[Trial, None], results: Mapping[Trial, Result]
 ) -> dict[str, Trial]:
-    """Each arm's trial of the best validation score; no entry for an arm whose trials all diverged."""
+    """Each arm's trial of best validation score; no entry for an arm whose trials all diverged."""
     best = {}
     for arm in plan.arms:
-        scores = {
-            trial: cost(results[trial], plan.score, "validation")
+        costs = {
+            trial: cost_of(results[trial], "validation", plan.scores[0])
             for trial in sweep
             if trial.arm == arm.key
         }
-        winner = min(scores, key=scores.__getitem__)
-        if math.isfinite(scores[winner]):
+        winner = min(costs, key=costs.__getitem__)
+        if math.isfinite(costs[winner]):
             best[arm.key] = winner
     return best
 
