@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spectrain.errors import UsageError
 from spectrain.settings import check, option
 
 
@@ -50,3 +51,8 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         check(self, "train graph")
+        if self.validation + self.test >= 1:
+            raise UsageError(
+                f"train graph: with validation {self.validation} and test {self.test} nothing is left to "
+                "train on; together they must be below 1"
+            )

@@ -15,13 +15,13 @@ from spectrain.tasks.graph.models import GraphNetwork, build
 FOLDERS = ("model",)  # of a run, whose files belong to it
 
 
-def load(directory: Path | str) -> GraphNetwork:
+def load_network(directory: Path | str) -> GraphNetwork:
     """The network that `spectrain merge` wrote to `directory`, ready for use.
 
     Raises UsageError if the folder holds none, RunError if its weights are of another one.
     """
     folder = Path(directory)
-    model = skeleton(folder)
+    model = _described(folder)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, ValueError) as error:
@@ -30,7 +30,12 @@ def load(directory: Path | str) -> GraphNetwork:
 
 
 def skeleton(folder: Path) -> GraphNetwork:
-    """The network that config.json in `folder` describes, its weights new."""
+    """The network that config.json in `folder` describes, without numbers."""
+    return _described(folder).to("meta")
+
+
+def _described(folder: Path) -> GraphNetwork:
+    """The same with new weights."""
     path = folder / "config.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +53,7 @@ def outputs(directory: Path, x: Tensor) -> Tensor:
 
     Raises RunError if x (n, F) is no input of it.
     """
-    model = load(directory)
+    model = load_network(directory)
     if x.ndim != 2 or x.shape[1] != model.width or not x.is_floating_point():
         raise RunError("the probe is no input of this model")
     return model.alone(x).float()
