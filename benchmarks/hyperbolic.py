@@ -23,8 +23,8 @@ from pathlib import Path
 from hyperbolic_report import collect
 
 HERE = Path(__file__).parent
-# In this order two workers end at about the same time, and never have both of the large graphs: those wait
-# for the same memory. The grids are factors of two around rates that suit full rank, the same for all methods.
+# In this order two workers end at about the same time, and never have both of the large graphs, which would
+# wait for the same memory. The grids are factors of two around rates that suit full rank, the same for all.
 TASKS = {
     "cora-links": ("cora.npz", "links", "5e-3,1e-2,2e-2"),
     "airport-nodes": ("airport.npz", "nodes", "1e-2,2e-2,4e-2"),

@@ -55,6 +55,11 @@ CASES = {
     "checkpoint states": 120,
     "safetensors": 200,
     "merge": 120,
+    "graphs: archives of arrays": 200,
+    "graphs: archives of bytes": 200,
+    "graphs: sparse features": 150,
+    "graphs: edge lists": 250,
+    "graphs: folders": 200,
 }
 SECONDS = 20  # after which a case counts as hung
 

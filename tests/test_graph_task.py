@@ -114,7 +114,7 @@ def test_a_graph_without_features_or_labels(tmp_path):
         GraphLearning.on(graph, GraphOptions())
     task = GraphLearning.on(graph, GraphOptions(predict="links", validation=0.1, test=0.1))
     assert torch.equal(task.features, torch.eye(61))
-    large = graph_from("g", np.array([[0, 1], [1, 30_000], [1, 2], [2, 3]]))
+    large = graph_from("g", np.array([[0, 1], [1, 30_000], [1, 2], [2, 3]]), 30_001)
     options = {"predict": "links", "validation": 0.3, "test": 0.3}
     task = GraphLearning.on(large, GraphOptions(**options))
     with pytest.raises(UsageError, match="--degree-features"):
@@ -322,7 +322,7 @@ def test_flags_win_over_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data", "nowhere.npz"), "no such file or folder"),
+        (("--data", "nowhere.npz"), "there is no file or folder"),
         (("--recipe", "iris"), "allowed are auto, none, airport"),
         (("--method.rank", "99"), "rank is 99"),
         (("--validation", "0.9", "--test", "0.9"), "nothing is left to train on"),

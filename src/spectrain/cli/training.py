@@ -60,7 +60,7 @@ def method_sections() -> list[tuple[str, list[click.Parameter]]]:
 
 
 def run_training(
-    load: Callable[[Console], Task],
+    make_task: Callable[[Console], Task],
     chosen: Method,
     options: RunOptions,
     out: Path,
@@ -75,7 +75,7 @@ def run_training(
 
     team = Team()
     console = Console(quiet=not team.first)
-    task = team.first_then_others(lambda: load(console))
+    task = team.first_then_others(lambda: make_task(console))
     with Terminal(console, task.unit) as view:
         result, report = train(task, chosen, options, out, view, fork, team)
     if result.get("failed"):
@@ -214,7 +214,7 @@ def ordinary_rates(sweep: str | None, values: dict[str, Any]) -> list[float | No
 
 
 def run_comparison(
-    load: Callable[[Console], Task],
+    make_task: Callable[[Console], Task],
     arms: dict[str, Method],
     grids: dict[str, list[float]],
     options: RunOptions,
@@ -230,7 +230,7 @@ def run_comparison(
 
     team = Team()
     console = Console(quiet=not team.first)
-    task = team.first_then_others(lambda: load(console))
+    task = team.first_then_others(lambda: make_task(console))
     with Terminal(console, task.unit) as view:
         found, report = compare(task, arms, grids, options, view=view, team=team, **how)
     console.print(render(found))

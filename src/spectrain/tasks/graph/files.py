@@ -1,10 +1,7 @@
-"""Graphs from files: .npz archives, folders of two tables, plain edge lists."""
+"""Graphs from files: which kind a path holds, and NumPy archives."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,205 +10,142 @@ import numpy as np
 
 from spectrain.errors import UsageError
 from spectrain.tasks.graph.graphs import Graph, graph_from
-from spectrain.tasks.reading import DECOMPRESS, decode, read_bytes, suffix, user_path
+from spectrain.tasks.graph.tables import LISTS, read_edge_list, read_folder
+from spectrain.tasks.reading import DECOMPRESS, user_path
 
 Array = np.ndarray[Any, Any]
 
-LISTS = (".csv", ".tsv", ".txt", ".edges")
-CSR = ("feat_data", "feat_indices", "feat_indptr", "feat_shape")
-LARGEST = 2**31  # numbers in a table of features; more is a mistake, or a trap
-PARTS = {"train": "train_idx", "validation": "val_idx", "test": "test_idx"}
+SPARSE = ("feat_data", "feat_indices", "feat_indptr", "feat_shape")  # features in CSR form
+SPLIT = {"train": "train_idx", "validation": "val_idx", "test": "test_idx"}
+KNOWN = ("edges", "features", *SPARSE, "labels", "label_feature", *SPLIT.values())
+MOST_BYTES = 2**33  # of an archive's arrays, or of features made dense; more is a mistake or a trap
 
 
-def load_graph(data: str) -> Graph:
-    """The graph at a path: an .npz file, a folder with edges.csv (and nodes.csv), or an edge list.
+def load_graph(path: Path | str) -> Graph:
+    """The graph in a .npz file, in a folder with edges.csv, or in an edge list.
 
-    Raises UsageError, naming the file and what is wrong in it; nothing in it is executed.
+    Raises UsageError if there is no such path, or naming what is wrong with it; see `read_npz`,
+    `read_folder` and `read_edge_list`.
     """
-    path = user_path(data)
-    if path.is_dir():
-        return _folder(path)
-    if not path.exists():
-        raise UsageError(f"--data {data}: there is no such file or folder")
-    kind = suffix(path)
-    name = path.name.split(".")[0]
-    if kind == ".npz":
-        return _archive(path, name)
-    if kind in LISTS:
-        return graph_from(name, _numbered(_pairs(path))[0])
-    known = ", ".join((".npz", *LISTS))
+    place = user_path(str(path))
+    if place.is_dir():
+        return read_folder(place)
+    if not place.exists():
+        raise UsageError(f"there is no file or folder {str(path)!r} to read a graph from")
+    if not place.is_file():  # a pipe or a device has no end
+        raise UsageError(f"{path} is no ordinary file, so no graph is read from it")
+    inner = place.with_suffix("") if place.suffix.lower() in DECOMPRESS else place
+    if place.suffix.lower() == ".npz":
+        return read_npz(place)
+    if inner.suffix.lower() in LISTS:
+        return read_edge_list(place)
     raise UsageError(
-        f"--data {data}: a graph comes as {known} (the lists also as {', '.join(DECOMPRESS)}), or as a "
-        "folder with edges.csv"
+        f"{path} is of no known kind: a graph is a .npz file, an edge list ({', '.join(LISTS)}, "
+        f"or one of them with {', '.join(DECOMPRESS)}), or a folder with edges.csv"
     )
 
 
-# --- .npz --------------------------------------------------------------------------------------
+def read_npz(path: Path) -> Graph:
+    """The graph in a NumPy archive; nothing in it is unpickled.
 
+    edges (E, 2); optional: features (N, F), or their CSR parts feat_data, feat_indices, feat_indptr
+    and feat_shape; labels (N,); label_feature (N,); train_idx, val_idx and test_idx. N is the
+    length of labels or features, or the highest node in edges and one.
 
-def _archive(path: Path, name: str) -> Graph:
-    """An archive of arrays: edges (E, 2); features (N, F), dense or as `CSR`; labels, label_feature (N,);
-    a split as train_idx, val_idx and test_idx."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{path} is no intact .npz file of plain arrays: {reason}") from None
+    Raises UsageError, naming the array, for what is missing, damaged, or does not fit together.
+    """
+    arrays, others = _arrays(path)
     if "edges" not in arrays:
-        raise UsageError(f"{path} has no array called edges; it has {', '.join(arrays) or 'none'}")
+        raise UsageError(
+            f'{path} has no array "edges" (E, 2); its arrays are {_shown([*arrays, *others]) or "none"}'
+        )
     features = arrays.get("features")
-    if features is None and "feat_data" in arrays:
+    if sparse := [name for name in SPARSE if name in arrays]:
+        if features is not None:
+            raise UsageError(f"{path} has features twice, as features and as {sparse[0]}: keep one")
         features = _dense(path, arrays)
-    split = {part: arrays[key] for part, key in PARTS.items() if key in arrays}
     return graph_from(
-        name,
+        path.stem,
         arrays["edges"],
         features=features,
         labels=arrays.get("labels"),
         target=arrays.get("label_feature"),
-        split=split or None,
+        split={part: arrays[name] for part, name in SPLIT.items() if name in arrays} or None,
+        notes=[f"left out, since of no known name: {_shown(others)}"] if others else [],
     )
+
+
+def _arrays(path: Path) -> tuple[dict[str, Array], list[str]]:
+    """(the arrays of known names, other names); what has another name is not even read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MOST_BYTES:
+            raise UsageError(
+                f"{path} unpacks to {size / 2**30:.0f} GiB, more than the {MOST_BYTES / 2**30:.0f} "
+                "a graph may take"
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if name in KNOWN}
+            others = [name for name in archive.files if name not in KNOWN]
+    except UsageError:
+        raise
+    except Exception as error:
+        # zipfile and NumPy raise nearly anything at what is damaged: SyntaxError, struct.error …
+        reason = str(error) or type(error).__name__
+        raise UsageError(f"{path} is no intact .npz file of plain arrays: {reason}") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives what has no array's beginning as bytes
+            raise UsageError(f'{path}: the entry "{name}" is no array')
+    return arrays, others
 
 
 def _dense(path: Path, arrays: dict[str, Array]) -> Array:
-    """The features that the four arrays of `CSR` hold, as a table."""
-    if missing := [key for key in CSR if key not in arrays]:
-        raise UsageError(f"{path}: sparse features need {', '.join(CSR)}; {missing[0]} is missing")
-    data, columns, starts, shape = (arrays[key] for key in CSR)
-    whole = all(array.dtype.kind in "iu" and array.ndim == 1 for array in (columns, starts, shape))
-    if not whole or data.dtype.kind not in "fiu" or data.ndim != 1 or len(shape) != 2:
-        raise UsageError(f"{path}: {', '.join(CSR)} are no sparse matrix")
-    rows, width = (int(n) for n in shape)
-    sizes: Array = np.diff(starts.astype(np.int64))
-    fits = len(starts) == rows + 1 and len(columns) == len(data) and (sizes >= 0).all()
-    if not (fits and rows > 0 < width and rows * width < LARGEST and starts[0] == 0):
-        raise UsageError(f"{path}: {', '.join(CSR)} do not fit together")
-    inside = len(data) == starts[-1] and (
-        len(data) == 0 or 0 <= columns.min() <= columns.max() < width
-    )
-    if not inside:
-        raise UsageError(f"{path}: feat_indices are not within {width} columns")
+    """(N, F) float32 of CSR parts; entries that stand twice are added, as SciPy has it."""
+    if missing := [name for name in SPARSE if name not in arrays]:
+        raise UsageError(
+            f"{path}: sparse features are in the four arrays {', '.join(SPARSE)}, and "
+            f"{missing[0]} is missing"
+        )
+    data, columns, starts, shape = (arrays[name] for name in SPARSE)
+    for name, kinds in zip(SPARSE, ("fiub", "iu", "iu", "iu"), strict=True):
+        if arrays[name].ndim != 1 or arrays[name].dtype.kind not in kinds:
+            what = "numbers" if "f" in kinds else "whole numbers"
+            raise UsageError(
+                f"{path}: {name} must be {what} in one dimension, and not {arrays[name].dtype} with "
+                f"shape {arrays[name].shape}"
+            )
+    if len(shape) != 2 or min(shape.tolist()) < 1:
+        raise UsageError(
+            f"{path}: feat_shape must be two numbers above 0, those of rows and columns"
+        )
+    rows, width = (int(size) for size in shape)
+    if 4 * rows * width > MOST_BYTES:
+        raise UsageError(
+            f"{path}: feat_shape says {rows:,} × {width:,}, too many features to be held in a table; "
+            "leave out columns"
+        )
+    starts = starts.astype(np.int64)
+    steps = np.diff(starts)
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(data) or steps.min() < 0:
+        raise UsageError(
+            f"{path}: feat_indptr must rise from 0 to the {len(data):,} entries of feat_data in "
+            f"{rows + 1:,} numbers"
+        )
+    if len(columns) != len(data):
+        raise UsageError(
+            f"{path}: feat_indices has {len(columns):,} entries and feat_data {len(data):,}"
+        )
+    if len(columns) and not 0 <= columns.min() <= columns.max() < width:
+        raise UsageError(
+            f"{path}: feat_indices must be columns from 0 to {width - 1:,}, and are from "
+            f"{columns.min():,} to {columns.max():,}"
+        )
     table = np.zeros((rows, width), dtype=np.float32)
-    table[np.repeat(np.arange(rows), sizes), columns] = data
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the other features
+        np.add.at(table, (np.repeat(np.arange(rows), steps), columns), data.astype(np.float32))
     return table
 
 
-# --- tables ------------------------------------------------------------------------------------
-
-
-def _folder(folder: Path) -> Graph:
-    """edges.csv: two columns, nodes by any name. nodes.csv: id; label, split, and columns of numbers."""
-    lists = [folder / f"edges{kind}" for kind in LISTS[:2] if (folder / f"edges{kind}").is_file()]
-    if not lists:
-        raise UsageError(f"{folder} has no edges.csv")
-    pairs = _pairs(lists[0])
-    table = next((p for kind in LISTS[:2] if (p := folder / f"nodes{kind}").is_file()), None)
-    if table is None:
-        return graph_from(folder.resolve().name, _numbered(pairs)[0])
-    header, rows = _table(table)
-    if "id" not in header:
-        raise UsageError(f"{table}: its first line has to name the columns, one of them id")
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    ids = columns.pop("id")
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise UsageError(f"{table}: node {twice!r} stands there twice")
-    edges, names = _numbered(pairs, list(ids))
-    if len(names) > len(ids):
-        raise UsageError(f"{lists[0]} names node {names[len(ids)]!r}, which {table.name} has not")
-    labels, parts = columns.pop("label", None), columns.pop("split", None)
-    return graph_from(
-        folder.resolve().name,
-        edges,
-        nodes=len(ids),
-        features=_features(table, columns) if columns else None,
-        labels=None if labels is None else _labels(labels),
-        split=None if parts is None else _parts(table, parts),
-    )
-
-
-def _features(path: Path, columns: dict[str, tuple[str, ...]]) -> Array:
-    found = []
-    for name, cells in columns.items():
-        try:
-            found.append([float(cell) for cell in cells])
-        except ValueError:
-            raise UsageError(
-                f"{path}: column {name!r} holds something else than numbers; columns beside id, label and "
-                "split are features"
-            ) from None
-    return np.array(found, dtype=np.float64).T
-
-
-def _labels(cells: tuple[str, ...]) -> Array:
-    """Whole numbers in their order, anything else in that of the alphabet."""
-    whole = all(re.fullmatch(r"-?\d{1,18}", cell) for cell in cells)
-    return np.array([int(cell) for cell in cells] if whole else cells)
-
-
-def _parts(path: Path, cells: tuple[str, ...]) -> dict[str, Array]:
-    if odd := sorted(set(cells) - {*PARTS, ""}):
-        raise UsageError(f"{path}: split is {odd[0]!r}; allowed are {', '.join(PARTS)}, or nothing")
-    array = np.array(cells)
-    return {part: np.flatnonzero(array == part) for part in PARTS}
-
-
-def _numbered(
-    pairs: list[tuple[str, str]], known: list[str] | None = None
-) -> tuple[Array, list[str]]:
-    """(edges (E, 2), names): nodes numbered as `known` has them, further ones in the order they come.
-
-    Where all names are whole numbers and none is known, they are taken for what they are.
-    """
-    if known is None and all(a.isdecimal() and b.isdecimal() and len(a + b) < 30 for a, b in pairs):
-        edges = np.array([(int(a), int(b)) for a, b in pairs], dtype=np.int64).reshape(-1, 2)
-        if edges.size and edges.max() < 4 * edges.size:  # else most nodes would be without an edge
-            return edges, []
-    numbers = {name: i for i, name in enumerate(known or [])}
-    found = [tuple(numbers.setdefault(name, len(numbers)) for name in pair) for pair in pairs]
-    return np.array(found, dtype=np.int64).reshape(-1, 2), list(numbers)
-
-
-def _pairs(path: Path) -> list[tuple[str, str]]:
-    """The edges of a list: two names a line, between them a comma, a tab or blanks."""
-    found = []
-    for number, cells in enumerate(_rows(path), start=1):
-        if len(cells) < 2 or not all(cells[:2]):
-            raise UsageError(f"{path} line {number}: an edge is two names of nodes")
-        found.append((cells[0], cells[1]))
-    headings = {("source", "target"), ("id1", "id2"), ("from", "to"), ("u", "v"), ("i", "j")}
-    if found and tuple(name.lower() for name in found[0]) in headings:
-        found = found[1:]
-    if not found:
-        raise UsageError(f"{path} has no edges")
-    return found
-
-
-def _table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """(names of the columns, rows), every row as long as the first."""
-    header, *rows = _rows(path) or [[]]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise UsageError(
-                f"{path} line {number}: {len(row)} columns, where line 1 has {len(header)}"
-            )
-    if not rows:
-        raise UsageError(f"{path} has no nodes")
-    if len(set(header)) < len(header):
-        raise UsageError(f"{path}: two columns have the same name")
-    return header, rows
-
-
-def _rows(path: Path) -> list[list[str]]:
-    """The cells of every line that is neither empty nor a comment (#)."""
-    text = decode(path, read_bytes(path))
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    first = lines[0] if lines else ""
-    if "," in first or "\t" in first:
-        reader = csv.reader(io.StringIO("\n".join(lines)), delimiter="\t" if "\t" in first else ",")
-        try:
-            return [[cell.strip() for cell in row] for row in reader]
-        except csv.Error as error:
-            raise UsageError(f"{path}: {error}") from None
-    return [line.split() for line in lines]
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

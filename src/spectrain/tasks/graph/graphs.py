@@ -1,60 +1,67 @@
-"""A graph with what is known of its nodes, and the mean over neighbours that convolutions take."""
+"""A graph as tensors: its edges, and what is known of its nodes; all of it checked."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from spectrain.abstract import is_abstract
 from spectrain.errors import UsageError
 
-DEGREES = 6  # 0, 1 … 4, and 5 or more
+Array = np.ndarray[Any, Any]
+
+PARTS = ("train", "validation", "test")
+MOST_NODES = 2**31 - 1  # the products with the adjacency number nodes in 32 bits
+MOST_GAPS = 10  # numbers for each node that an edge names; more say that there are gaps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes 0 … N − 1 and undirected edges between them."""
+    """Nodes 0 … N - 1 and undirected edges between them; made by `graph_from`, which checks it."""
 
     name: str
-    nodes: int
+    nodes: int  # N
     edges: Tensor  # (E, 2) int64, each once with i < j, in order
     features: Tensor | None = None  # (N, F) float32
-    labels: Tensor | None = None  # (N,) int64, from 0
-    target: Tensor | None = None  # (N,) float32: the number that labels were cut from
-    split: dict[str, Tensor] | None = None  # the public one: "train", "validation", "test"
-    notes: tuple[str, ...] = ()
+    labels: Tensor | None = None  # (N,) int64, numbered 0 … C - 1
+    target: Tensor | None = None  # (N,) float32, the number that labels were cut from
+    split: dict[str, Tensor] | None = None  # the fixed public one: indices for each of PARTS
+    notes: tuple[str, ...] = ()  # sentences for people
 
     @property
     def classes(self) -> int:
-        """How many labels there are; 0 without labels."""
+        """How many classes the labels name; 0 without labels."""
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of everything but name and notes."""
-        digest = hashlib.sha256(str(self.nodes).encode())
-        parts = {"edges": self.edges, "features": self.features, "labels": self.labels}
-        parts |= {"target": self.target, **(self.split or {})}
+        """sha256 over everything but name and notes."""
+        digest = hashlib.sha256(f"{self.nodes} nodes".encode())
+        parts = {
+            "edges": self.edges,
+            "features": self.features,
+            "labels": self.labels,
+            "target": self.target,
+            **{f"split {part}": index for part, index in (self.split or {}).items()},
+        }
         for name, tensor in parts.items():
-            digest.update(name.encode())
             if tensor is not None:
-                digest.update(str(tuple(tensor.shape)).encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(np.ascontiguousarray(tensor.numpy()).data)
         return digest.hexdigest()
 
     def summary(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """What a report says of it, in JSON's kinds."""
         return {
             "name": self.name,
+            "fingerprint": self.fingerprint,
             "nodes": self.nodes,
             "edges": len(self.edges),
             "features": 0 if self.features is None else self.features.shape[1],
@@ -65,179 +72,163 @@ class Graph:
 
 def graph_from(
     name: str,
-    edges: np.ndarray[Any, Any],  # (E, 2) whole numbers
+    edges: ArrayLike,  # (E, 2) whole numbers, in any order, any direction
+    nodes: int | None = None,  # N; default: the least that holds all the rest
     *,
-    nodes: int | None = None,
-    features: np.ndarray[Any, Any] | None = None,  # (N, F)
-    labels: Sequence[Any] | np.ndarray[Any, Any] | None = None,  # (N,), of any kind that sorts
-    target: np.ndarray[Any, Any] | None = None,  # (N,)
-    split: dict[str, np.ndarray[Any, Any]] | None = None,
+    features: ArrayLike | None = None,  # (N, F)
+    labels: Sequence[Any] | ArrayLike | None = None,  # (N,) whole numbers or texts
+    target: ArrayLike | None = None,  # (N,)
+    split: Mapping[str, ArrayLike] | None = None,  # for each of PARTS its indices
+    notes: Sequence[str] = (),
 ) -> Graph:
-    """Check everything, drop loops and repeated edges, number the labels in order.
+    """A graph of what is given: self loops and repeated edges dropped, labels numbered in their order.
 
-    Raises UsageError, in one sentence that names the array, for what does not fit together.
+    Raises UsageError, naming the graph and the array, for what does not fit together.
     """
-    edges = np.asarray(edges)
-    if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "iu":
-        raise UsageError(f"{name}: edges must be pairs of whole numbers, (E, 2)")
-    edges = edges.astype(np.int64)
-    if edges.size and edges.min() < 0:
-        raise UsageError(f"{name}: edges name node {edges.min()}; nodes are numbered from 0")
-    lengths = {
-        what: len(array)
-        for what, array in (("features", features), ("labels", labels), ("label_feature", target))
-        if array is not None
+    pairs = _whole(f"{name}: edges", edges, (2, "pairs"))
+    arrays = {
+        "features": None if features is None else _numbers(f"{name}: features", features, 2),
+        "labels": None if labels is None else _labels(name, labels),
+        "label_feature": None if target is None else _numbers(f"{name}: label_feature", target, 1),
     }
-    highest = int(edges.max()) + 1 if edges.size else 0
-    count = max(highest, nodes or 0, *lengths.values()) if lengths else max(highest, nodes or 0)
+    lengths = {what: len(array) for what, array in arrays.items() if array is not None}
+    highest = int(pairs.max()) if pairs.size else -1
+    count = max(highest + 1, *lengths.values(), 0) if nodes is None else nodes
+    if highest >= count:
+        raise UsageError(
+            f"{name}: edges name node {highest:,}, and the nodes are numbered 0 to {count - 1:,}"
+        )
     for what, length in lengths.items():
         if length != count:
-            raise UsageError(f"{name}: {what} are of {length} nodes, and there are {count}")
-    ordered = np.sort(edges, axis=1)
-    kept = np.unique(ordered[ordered[:, 0] != ordered[:, 1]], axis=0)
-    if count < 2 or not len(kept):
-        raise UsageError(f"{name}: a graph needs two nodes and an edge between them")
-    notes = []
-    if loops := int((ordered[:, 0] == ordered[:, 1]).sum()):
-        notes.append(f"{loops} edges from a node to itself were dropped")
-    if repeated := len(ordered) - loops - len(kept):
-        notes.append(f"{repeated} repeated edges were dropped")
-    if features is None:
-        notes.append("no features: each node is known by its number alone (identity features)")
+            raise UsageError(
+                f"{name}: {what} are those of {length:,} nodes, but the graph has {count:,}; give "
+                "one row for each node"
+            )
+    if count > MOST_NODES:
+        raise UsageError(f"{name}: {count:,} nodes are more than the {MOST_NODES:,} possible")
+    kept, said = _simple(name, pairs, count)
+    occurring = len(np.unique(kept))
+    if nodes is None and not lengths and count > MOST_GAPS * occurring:
+        raise UsageError(
+            f"{name}: edges name only {occurring:,} nodes, but numbers up to {highest:,}: number the "
+            "nodes from 0 without gaps"
+        )
+    said += [*notes, *([] if features is not None else ["no features: identity features are used"])]
+    numbered = None
+    if arrays["labels"] is not None:
+        known, numbered = np.unique(arrays["labels"], return_inverse=True)
+        said += _renaming(known)
     return Graph(
-        name,
-        count,
-        torch.from_numpy(kept),
-        None if features is None else _numbers(f"{name}: features", features, 2),
-        None if labels is None else _classes(name, labels),
-        None if target is None else _numbers(f"{name}: label_feature", target, 1),
-        None if split is None else _checked_split(name, split, count),
-        tuple(notes),
+        name=name,
+        nodes=count,
+        edges=torch.from_numpy(kept),
+        features=_tensor(arrays["features"]),
+        labels=None if numbered is None else torch.from_numpy(numbered.astype(np.int64)),
+        target=_tensor(arrays["label_feature"]),
+        split=None if split is None else _checked_split(name, split, count),
+        notes=tuple(said),
     )
 
 
-def _numbers(what: str, array: np.ndarray[Any, Any], dimensions: int) -> Tensor:
-    array = np.asarray(array)
-    if array.ndim != dimensions or array.dtype.kind not in "fiub" or not array.size:
-        raise UsageError(f"{what} must be numbers in {dimensions} dimensions")
-    with np.errstate(over="ignore"):
-        found = array.astype(np.float32)
-    if not np.isfinite(found).all():
-        raise UsageError(f"{what} have NaN or infinite entries")
-    return torch.from_numpy(found)
+def _simple(name: str, pairs: Array, nodes: int) -> tuple[Array, list[str]]:
+    """(edges each once with i < j and in order, what was dropped for that)."""
+    low, high = pairs.min(axis=1, initial=nodes), pairs.max(axis=1, initial=0)
+    proper = low < high
+    codes = np.unique(low[proper] * nodes + high[proper])
+    if nodes < 2 or not len(codes):
+        raise UsageError(f"{name}: a graph needs two nodes at least, and an edge between them")
+    loops, repeated = int((~proper).sum()), int(proper.sum()) - len(codes)
+    dropped = [
+        f"{number:,} {what}{'' if number == 1 else 's'}"
+        for number, what in ((loops, "self loop"), (repeated, "repeated edge"))
+        if number
+    ]
+    verb = "was" if loops + repeated == 1 else "were"
+    said = [f"{' and '.join(dropped)} {verb} dropped"] if dropped else []
+    return np.stack(np.divmod(codes, nodes), axis=1), said
 
 
-def _classes(name: str, labels: Any) -> Tensor:
-    array = np.asarray(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iubU":
-        raise UsageError(f"{name}: labels must be whole numbers or texts, one for each node")
-    known, numbers = np.unique(array, return_inverse=True)
-    if len(known) < 2:
-        raise UsageError(f"{name}: labels name one class, and there is nothing to tell apart")
-    return torch.from_numpy(numbers.astype(np.int64))
+def _whole(what: str, values: ArrayLike, wanted: tuple[int, str] | None) -> Array:
+    """Whole numbers of at least 0 as int64: (n,), or (n, k) where `wanted` says (k, what rows are)."""
+    array = _array(what, values)
+    dimensions = 1 if wanted is None else 2
+    fits = array.ndim == dimensions and (wanted is None or array.shape[1] == wanted[0])
+    if not fits or array.dtype.kind not in "iu":
+        kind = "" if wanted is None else f"{wanted[1]} of "
+        raise UsageError(
+            f"{what} must be {kind}whole numbers, one for each row, and not {_kind(array)}"
+        )
+    if array.size and (array.min() < 0 or array.max() >= 2**62):
+        odd = array.min() if array.min() < 0 else array.max()
+        raise UsageError(f"{what} name node {odd:,}; nodes are numbered from 0 without gaps")
+    return array.astype(np.int64)
 
 
-def _checked_split(name: str, split: dict[str, Any], nodes: int) -> dict[str, Tensor]:
+def _numbers(what: str, values: ArrayLike, dimensions: int) -> Array:
+    """Finite numbers as float32 in so many dimensions."""
+    array = _array(what, values)
+    if array.ndim != dimensions or array.dtype.kind not in "fiub" or 0 in array.shape[1:]:
+        shape = "one for each node" if dimensions == 1 else "a row for each node"
+        raise UsageError(f"{what} must be numbers, {shape}, and not {_kind(array)}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers = array.astype(np.float32)
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        node = int(np.argwhere(~finite)[0, 0])
+        raise UsageError(
+            f"{what} of node {node:,} are infinite, not a number, or too large for float32; mend "
+            "or leave out that column"
+        )
+    return numbers
+
+
+def _labels(name: str, values: Sequence[Any] | ArrayLike) -> Array:
+    array = _array(f"{name}: labels", values)
+    if array.ndim != 1 or array.dtype.kind not in "iubU" or not len(array):
+        raise UsageError(
+            f"{name}: labels must be whole numbers or texts, one for each node, and not {_kind(array)}"
+        )
+    return array
+
+
+def _renaming(known: Array) -> list[str]:
+    """How labels are numbered, where it is not as they say themselves."""
+    if known.dtype.kind in "iub" and known[0] == 0 and known[-1] == len(known) - 1:
+        return []
+    names = [str(label) for label in known[:5].tolist()]
+    more = f" and {len(known) - 5:,} more" if len(known) > 5 else ""
+    return [f"the labels {', '.join(names)}{more} are numbered from 0 in this order"]
+
+
+def _checked_split(name: str, split: Mapping[str, ArrayLike], nodes: int) -> dict[str, Tensor]:
     taken = np.zeros(nodes, dtype=bool)
     found = {}
-    for part in ("train", "validation", "test"):
-        index = np.asarray(split.get(part, ()))
-        if index.ndim != 1 or not index.size or index.dtype.kind not in "iu":
-            raise UsageError(f"{name}: the split has no nodes for {part}")
-        if index.min() < 0 or index.max() >= nodes:
-            raise UsageError(f"{name}: the split's {part} names nodes that there are not")
-        index = np.unique(index.astype(np.int64))
-        if taken[index].any():
-            raise UsageError(f"{name}: the split has a node in {part} and in another part")
+    if extra := sorted(set(split) - set(PARTS)):
+        raise UsageError(f"{name}: a split has the parts {', '.join(PARTS)}, and not {extra[0]!r}")
+    for part in PARTS:
+        what = f"{name}: the {part} part of the split"
+        index = _whole(what, split[part], None) if part in split else np.empty(0, dtype=np.int64)
+        if not len(index):
+            raise UsageError(f"{what} has no nodes; give all of {', '.join(PARTS)}, or none")
+        if (highest := int(index.max())) >= nodes:
+            raise UsageError(f"{what} names node {highest:,}, and there are {nodes:,}")
+        if taken[index].any() or len(np.unique(index)) < len(index):
+            raise UsageError(f"{what} has a node twice, or one that is in another part as well")
         taken[index] = True
         found[part] = torch.from_numpy(index)
     return found
 
 
-# --- the mean over neighbours ------------------------------------------------------------------
+def _array(what: str, values: Any) -> Array:
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:  # rows of unequal lengths
+        raise UsageError(f"{what} make no array: {error}") from None
 
 
-class Means(NamedTuple):
-    """D⁻¹ (A + I): each row averages over a node and its neighbours. Its transpose is kept, too."""
-
-    forward: Tensor  # (N, N) CSR
-    backward: Tensor  # (N, N) CSR, the transpose
-
-    def to(self, device: torch.device) -> Means:
-        """The same on another device."""
-        return Means(self.forward.to(device), self.backward.to(device))
+def _kind(array: Array) -> str:
+    return f"an array of {array.dtype} with shape {array.shape}"
 
 
-def adjacency(
-    edges: Tensor,  # (E, 2)
-    nodes: int,
-) -> Means:
-    """Row-normalised adjacency with self loops. Indices are int32, as the CPU's products take them."""
-    own = torch.arange(nodes)
-    rows = torch.cat((edges[:, 0], edges[:, 1], own))
-    columns = torch.cat((edges[:, 1], edges[:, 0], own))
-    degree = torch.bincount(rows, minlength=nodes).float()
-    return Means(
-        _csr(rows, columns, 1 / degree[rows], nodes), _csr(columns, rows, 1 / degree[rows], nodes)
-    )
-
-
-def _csr(rows: Tensor, columns: Tensor, values: Tensor, nodes: int) -> Tensor:
-    order = torch.argsort(rows * nodes + columns)
-    starts = torch.zeros(nodes + 1, dtype=torch.int32)
-    starts[1:] = torch.bincount(rows, minlength=nodes).cumsum(0)
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-    return torch.sparse_csr_tensor(
-        starts, columns[order].int(), values[order], (nodes, nodes), check_invariants=True
-    )
-
-
-def aggregate(
-    means: Means,
-    x: Tensor,  # (N, d)
-) -> Tensor:  # (N, d)
-    """Each node's mean of x over itself and its neighbours."""
-    found: Tensor = _Aggregate.apply(x, *means)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Aggregate(torch.autograd.Function):
-    """A x. torch's own backward pass transposes A anew in each step."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-        ctx.transpose = backward
-        return _product(forward, x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _product(ctx.transpose, g), None, None
-
-
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    if is_abstract(x):  # while a plan is made; there are no sparse tensors without data
-        return torch.empty_like(x)
-    return matrix.to(x.dtype) @ x
-
-
-# --- features ----------------------------------------------------------------------------------
-
-
-def row_normalised(
-    features: Tensor,  # (N, F)
-) -> Tensor:
-    """Each row divided by its sum; one that sums to zero is left as it is."""
-    sums = features.sum(1, keepdim=True)
-    return features / torch.where(sums == 0, 1.0, sums)
-
-
-def augmented(
-    features: Tensor,  # (N, F)
-    edges: Tensor,  # (E, 2)
-    nodes: int,
-) -> Tensor:  # (N, F + 7)
-    """Features, the degree one-hot (0 … 4, 5 and more), and a constant (Chami et al. 2019, for Airport)."""
-    degree = torch.bincount(edges.flatten(), minlength=nodes).clamp(max=DEGREES - 1)
-    known = torch.nn.functional.one_hot(degree, DEGREES).to(features.dtype)
-    return torch.cat((features, known, features.new_ones(nodes, 1)), 1)
+def _tensor(array: Array | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)

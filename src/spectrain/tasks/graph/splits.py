@@ -11,8 +11,6 @@ from torch import Tensor
 from spectrain.errors import UsageError
 from spectrain.tasks.graph.graphs import Graph
 
-PARTS = ("train", "validation", "test")
-
 
 def node_split(
     graph: Graph, how: str, validation: float, test: float, seed: int

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from spectrain.distributed import Processes
 from spectrain.errors import UsageError
-from spectrain.tasks.graph.graphs import Graph, adjacency, aggregate, augmented, row_normalised
+from spectrain.tasks.graph.graphs import Graph
 from spectrain.tasks.graph.inputs import NodeInputs
 from spectrain.tasks.graph.models import GraphNetwork, build
+from spectrain.tasks.graph.neighbours import adjacency, aggregate, augmented, row_normalised
 from spectrain.tasks.graph.options import GraphOptions
 from spectrain.tasks.graph.scores import link_scores, node_scores
 from spectrain.tasks.graph.splits import LinkSplit, Negatives, link_split, node_split
