@@ -93,6 +93,14 @@ def test_muon_and_adamw():
     assert losses[-1] < 0.1 * losses[0]
 
 
+def test_hyperbolic_graph():
+    (command,) = commands(ROOT / "examples" / "hyperbolic_graph.py")
+    printed = run(command)
+    right = [int(share) for share in re.findall(r"(\d+)% of the unknown", printed)]
+    assert right[-1] > 50  # chance: 25
+    assert float(re.search(r"hyperboloid to (\S+)", printed)[1]) < 1e-5
+
+
 def test_transformers_trainer():
     pytest.importorskip("accelerate")
     (command,) = commands(ROOT / "examples" / "transformers_trainer.py")

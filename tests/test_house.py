@@ -74,7 +74,7 @@ def test_the_core_can_be_used_with_torch_alone():
 import sys
 
 for name in ("transformers", "datasets", "tokenizers", "safetensors", "click", "rich", "matplotlib",
-             "accelerate", "peft", "galore_torch", "pandas", "scipy", "huggingface_hub"):
+             "accelerate", "peft", "galore_torch", "geoopt", "pandas", "scipy", "huggingface_hub"):
     sys.modules[name] = None  # importing it raises ImportError
 import torch, spectrain
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))

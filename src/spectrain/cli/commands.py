@@ -56,27 +56,26 @@ def demo(out: Path) -> None:
 @click.option(
     "--checkpoint",
     "which",
-    default="last",
-    show_default=True,
     metavar="last|best|STEP",
-    help="which one: the newest, the one with the lowest validation loss, or that of a step",
+    help="which one: the newest, the best on validation data, or that of a step; default: the one that "
+    "the run's results are of, the best with --patience and else the newest",
 )
-def merge(run: Path, out: Path, which: str) -> None:
-    """Turn a checkpoint of RUN into an ordinary transformers checkpoint.
+def merge(run: Path, out: Path, which: str | None) -> None:
+    """Turn a checkpoint of RUN into that of an ordinary model.
 
-    The result holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. Its
-    logits are compared with the trained model's before this command says so.
+    A language model's holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. A network
+    on graphs has its plain weights. What comes out is compared with the trained model's outputs before
+    this command says so.
     """
     from spectrain.runs.export import export
 
-    if which not in ("last", "best") and not which.isdecimal():
+    if which not in (None, "last", "best") and not which.isdecimal():
         raise UsageError(f"--checkpoint {which}: give last, best or the number of a step")
-    done = export(run, out, which=int(which) if which.isdecimal() else which)
+    done = export(run, out, which=int(which) if which and which.isdecimal() else which)
     click.echo(
         f"{out}: step {done.step}, {done.tensors} tensors, {done.bytes / 2**20:.1f} MiB. Logits agree "
         f"with the trained model's: largest difference {done.difference:.2g} at logits up to "
-        f"{done.largest:.3g}.\nLoad it with "
-        f"transformers.AutoModelForCausalLM.from_pretrained({str(out)!r})"
+        f"{done.largest:.3g}.\nLoad it with {done.loader}({str(out)!r})"
     )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from spectrain.tasks.graph.task import GraphLearning
 
 # A step sees the whole graph, so steps are epochs; they end by patience.
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "steps": 5000,
     "lr": 1e-2,
     "schedule": "constant",
@@ -60,7 +60,7 @@ def _train_graph(out: Path, fork: Path | None, method: str, recipe: str, **value
         rows.append((score.title, f"{text} test"))
     last = [
         ("report", str(report)),
-        ("next", f"spectrain merge {out} --out DIR --checkpoint best"),
+        ("next", f"spectrain merge {out} --out DIR"),
     ]
     training.summarise(console, chosen, result, rows, last)
 
@@ -104,7 +104,8 @@ def _compare_graph(
     arms = arms_of(names, ranks, values)
     graph, values, notes = _settled(values, recipe)
     if sweep_lr is None:
-        sweep_lr = ",".join(f"{factor * values['lr']:.3g}" for factor in (0.5, 1, 2))
+        middle = values.get("lr", DEFAULTS["lr"])
+        sweep_lr = ",".join(f"{factor * middle:.3g}" for factor in (0.5, 1, 2))
     by_method = training.grids_of(names, sweep_lr, values)
     options = built(RunOptions, {**values, "lr": 0.0})
     task = _task(graph, values)
@@ -149,7 +150,7 @@ RANK = click.Option(
 RATES = click.Option(
     ["--sweep-lr"],
     help="learning rates of the matrices that each method tries on the first seed; the best on "
-    "validation data is used for the report; default: half, once and twice the recipe's --lr",
+    "validation data is used for the report; default: half, once and twice the recipe's rate",
 )
 
 compare_graph = SectionedCommand(
@@ -161,7 +162,7 @@ compare_graph = SectionedCommand(
     sections=[
         ("Comparison", [*training.comparison(RANK, RATES), RECIPE]),
         ("Graph and model", options_of(GraphOptions)),
-        ("Training", options_of(RunOptions, defaults=DEFAULTS)),
+        ("Training", options_of(RunOptions, skip=("lr",), defaults=DEFAULTS)),
         *training.arm_sections(),
     ],
 )
@@ -177,7 +178,8 @@ def _settled(values: dict[str, Any], recipe: str) -> tuple[Graph, dict[str, Any]
     if found is None:
         return graph, values, ()
     source = click.get_current_context().get_parameter_source
-    own = {n: v for n, v in found.values.items() if source(n) == ParameterSource.DEFAULT}
+    silent = None, ParameterSource.DEFAULT  # None: not an option of this command
+    own = {n: v for n, v in found.values.items() if source(n) in silent}
     text = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in own.items())
     said = f"recipe {found.name}: {text}" if text else f"recipe {found.name}: all given by flags"
     return graph, values | own, (said, *found.departures)

@@ -37,12 +37,16 @@ class Exported:
     bytes: int
     difference: float  # largest absolute difference of logits on the probe
     largest: float  # largest absolute logit of the probe
+    loader: str  # the function that loads it
 
 
-def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "last") -> Exported:
+def export(
+    run: Path, out: Path, shard_size: str = "1GB", which: str | int | None = None
+) -> Exported:
     """Write a checkpoint of `run` to `out` as the plain one of an ordinary model.
 
-    which: "last" (the newest intact one), "best" (of the lowest validation loss) or a step.
+    which: "last" (the newest intact one), "best" (on validation data), a step, or None: the one that the
+    run's results are of.
 
     Matrices are built one at a time and written shard by shard, so that not more than one shard and
     one matrix are in memory; the source is memory-mapped. The
@@ -58,6 +62,9 @@ def export(run: Path, out: Path, shard_size: str = "1GB", which: str | int = "la
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
     form = _form(config)
+    if which is None:
+        options = config.get("options")
+        which = "best" if isinstance(options, dict) and options.get("patience") else "last"
     found = _choose(run, identity(config), which)
     for needed in form.FOLDERS:
         if not (run / needed).is_dir():
@@ -138,7 +145,7 @@ def _write(
                 shutil.copy2(path, out / path.name)
     difference, largest = _compare(out, found.path / "probe.safetensors", form)
     size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
-    return Exported(out, found.step, len(kept), size, difference, largest)
+    return Exported(out, found.step, len(kept), size, difference, largest, form.LOADER)
 
 
 def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any], form: Form) -> nn.Module:
@@ -198,7 +205,8 @@ def _compare(directory: Path, probe: Path, form: Form) -> tuple[float, float]:
 class Form(Protocol):
     """What is a task's own of its plain checkpoints: a module tasks/<task>/plain.py."""
 
-    FOLDERS: tuple[str, ...]
+    FOLDERS: tuple[str, ...]  # of a run, whose files belong to it
+    LOADER: str  # the function that loads it, by its qualified name
 
     def skeleton(self, folder: Path) -> nn.Module: ...
     def outputs(self, directory: Path, given: Tensor) -> Tensor: ...

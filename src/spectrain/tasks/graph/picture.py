@@ -48,7 +48,8 @@ def draw_embedding(task: GraphLearning, model: GraphNetwork, path: Path) -> None
             colour = COLOURS[label % len(COLOURS)]
             x, y = own[:, 0], own[:, 1]
             axes.scatter(x, y, s=6, c=colour, linewidths=0, alpha=0.7, label=f"class {label}")
-        axes.legend(frameon=False, fontsize=7, loc="lower left", markerscale=2)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axes.legend(frameon=False, fontsize=7, markerscale=2, **beside)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())

@@ -12,7 +12,8 @@ from torch import Tensor
 from spectrain.errors import RunError, UsageError
 from spectrain.tasks.graph.models import GraphNetwork, build
 
-FOLDERS = ("model",)  # of a run, whose files belong to it
+FOLDERS = ("model",)
+LOADER = "spectrain.tasks.graph.plain.load_network"
 
 
 def load_network(directory: Path | str) -> GraphNetwork:

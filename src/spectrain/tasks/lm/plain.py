@@ -10,9 +10,10 @@ from torch import Tensor
 from spectrain.errors import RunError
 from spectrain.tasks.lm.models import skeleton
 
-__all__ = ["FOLDERS", "outputs", "skeleton"]
+__all__ = ["FOLDERS", "LOADER", "outputs", "skeleton"]
 
-FOLDERS = ("model", "tokenizer")  # of a run, whose files belong to it
+FOLDERS = ("model", "tokenizer")
+LOADER = "transformers.AutoModelForCausalLM.from_pretrained"
 
 
 @torch.no_grad()
