@@ -20,6 +20,7 @@ from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "thin_products.md"
 TOKENS, RANK = 4096, 64
+VERY_THIN = (2708, 1434)
 SHAPES = ((512, 512), (1376, 512), (512, 1376))
 
 
@@ -51,11 +52,27 @@ def products() -> list[str]:
     return lines
 
 
+def very_thin() -> list[str]:
+    """Milliseconds of aᵀ b and (bᵀ a)ᵀ where a has few columns; b as the inputs of Cora's first layer."""
+    b = torch.randn(*VERY_THIN)
+    lines = ["| r | aᵀ b | (bᵀ a)ᵀ |", "|--:|--:|--:|"]
+    for r in (1, 2, 4, 8, 12, 16, 32):
+        a = torch.randn(len(b), r)
+        calls: dict[str, Callable[[], Tensor]] = {
+            "plain": lambda a=a: a.mT @ b,
+            "turned": lambda a=a: (b.mT @ a).mT.contiguous(),
+        }
+        times = interleaved(calls, 21)
+        lines.append(f"| {r} | " + " | ".join(f"{1000 * times[k]:.1f}" for k in calls) + " |")
+    return lines
+
+
 def main() -> None:
     torch.manual_seed(0)
     about = ", ".join(f"{k}: {v}" for k, v in machine(torch.device("cpu")).items())
     parts = {
         f"GFLOP/s of products, {TOKENS:,} tokens, r = {RANK}": products(),
+        f"Milliseconds of very thin products, {VERY_THIN[0]:,} × {VERY_THIN[1]:,}": very_thin(),
     }
     lines = ["# Thin products\n", f"Made by `python benchmarks/thin_products.py` ({about})."]
     for title, table in parts.items():

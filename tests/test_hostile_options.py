@@ -99,7 +99,12 @@ def stopped(monkeypatch, tmp_path):
     """Commands end where they would begin to work: when all of their options are understood."""
     corpus = SimpleNamespace(splits={}, name="a text", vocab_size=300, notes=())
     task = SimpleNamespace(
-        options=LanguageModelOptions(), overrides={}, corpus=corpus, unit="tokens"
+        options=LanguageModelOptions(),
+        overrides={},
+        corpus=corpus,
+        unit="tokens",
+        scores=LanguageModelling.scores,
+        settings=dict,
     )
     monkeypatch.setattr(LanguageModelling, "load", lambda *_, **__: task)
     monkeypatch.setattr(lm_runs, "train", reached)

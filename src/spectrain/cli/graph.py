@@ -36,6 +36,10 @@ DEFAULTS: dict[str, Any] = {
     "keep": 1,
     "patience": 500,
 }
+NOT_HERE = (
+    "compile",
+    "shard",
+)  # sparse products have no compiled form; one process sees the whole graph
 RECIPE = click.Option(
     ["--recipe"],
     default="auto",
@@ -82,7 +86,7 @@ train_graph = SectionedCommand(
     sections=[
         ("Run", [*training.RUN, RECIPE]),
         ("Graph and model", options_of(GraphOptions)),
-        ("Training", options_of(RunOptions, defaults=DEFAULTS)),
+        ("Training", options_of(RunOptions, skip=NOT_HERE, defaults=DEFAULTS)),
         *training.method_sections(),
     ],
 )
@@ -162,7 +166,7 @@ compare_graph = SectionedCommand(
     sections=[
         ("Comparison", [*training.comparison(RANK, RATES), RECIPE]),
         ("Graph and model", options_of(GraphOptions)),
-        ("Training", options_of(RunOptions, skip=("lr",), defaults=DEFAULTS)),
+        ("Training", options_of(RunOptions, skip=("lr", *NOT_HERE), defaults=DEFAULTS)),
         *training.arm_sections(),
     ],
 )

@@ -38,7 +38,11 @@ class RunOptions:
         0.1, help="where cosine ends, as a share of the learning rate", minimum=0, maximum=1
     )
     optimizer: str = option("AdamW", help="a torch.optim class; fused where torch has it")
-    weight_decay: float = option(0.0, help="decoupled weight decay of all matrices", minimum=0.0)
+    weight_decay: float = option(
+        0.0,
+        help="weight decay of all matrices: decoupled with AdamW, added to the gradient with Adam",
+        minimum=0.0,
+    )
     clip: float = option(0.0, help="clip the gradient's norm to this; 0: never", minimum=0.0)
     seed: int = option(0, help="seed of initial weights, data order and every draw", minimum=0)
     targets: str = option(
