@@ -115,7 +115,7 @@ def gaps(found: dict[str, Found]) -> list[str]:
                 share = math.nan
                 if all(arm in figures for arm in needed):
                     share = closed(*(figures[arm] for arm in needed))
-                cells.append("–" if math.isnan(share) else f"{100 * share:.0f} %")
+                cells.append("–" if math.isnan(share) else f"{100 * share:.0f} %".replace("-", "−"))
                 sums.setdefault(len(cells), []).append(share)
         rows.append(f"| {' | '.join(cells)} |")
     means = []

@@ -15,7 +15,7 @@ from tiny import Recorder, last, make_options, make_task, rows, run, same
 from spectrain import FullRank
 from spectrain.cli.main import main
 from spectrain.errors import RunError, UsageError
-from spectrain.runs import checkpoint, lm, snapshot
+from spectrain.runs import checkpoint, jobs, snapshot
 from spectrain.runs.export import export
 from spectrain.runs.interrupt import Interrupted
 from spectrain.runs.loop import DivergedError
@@ -283,8 +283,8 @@ def test_a_report_that_cannot_be_written_is_said_and_written_the_next_time(tmp_p
 
     asked = make_task(), FullRank(), make_options(), tmp_path / "run", Silent()
     with monkeypatch.context() as patch:
-        patch.setattr(lm, "write_report", refuse)
+        patch.setattr(jobs, "write_report", refuse)
         with pytest.raises(RunError, match=r"all results are in .*No space left on device; free"):
-            lm.train(*asked)
-    _, report = lm.train(*asked)
+            jobs.train(*asked)
+    _, report = jobs.train(*asked)
     assert report.exists()
