@@ -6,7 +6,12 @@ python examples/hyperbolic_graph.py
 import torch
 
 import spectrain
-from spectrain.hyperbolic import LorentzClassifier, LorentzGraphConvolution, RiemannianAdam
+from spectrain.hyperbolic import (
+    LorentzClassifier,
+    LorentzGraphConvolution,
+    RiemannianAdam,
+    divided,
+)
 from spectrain.hyperbolic.heads import class_hinge
 from spectrain.hyperbolic.lorentz import from_tangent, inner
 
@@ -45,14 +50,8 @@ class Network(torch.nn.Module):
 
 model = Network()
 spectrain.apply(model, spectrain.SST(rank=2, resample_every=50, warmup=10))
-groups = spectrain.param_groups(model, lr=0.01)
-points = [p for p in model.parameters() if hasattr(p, "manifold")]
-for group in groups:
-    group["params"] = [p for p in group["params"] if not hasattr(p, "manifold")]
-optimizers = [
-    torch.optim.Adam([group for group in groups if group["params"]]),
-    RiemannianAdam(points, lr=0.01),
-]
+points, others = divided(spectrain.param_groups(model, lr=0.01))
+optimizers = [torch.optim.Adam(others), RiemannianAdam(points)]
 spectrain.attach(model, optimizers)
 
 x = from_tangent(features)

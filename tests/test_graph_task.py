@@ -148,7 +148,6 @@ def test_a_run_stops_by_patience_and_returns_to_the_best_checkpoint(tmp_path):
     task = make_task()
     export(tmp_path / "run", tmp_path / "best", which="best")
     model = load_network(tmp_path / "best")
-    task._inputs(model)
     again = task.evaluate(model, "test", thorough=True, dtype=torch.float32)
     assert result["test_f1"] == pytest.approx(again["f1"])
     assert result["test_accuracy"] == pytest.approx(again["accuracy"])

@@ -17,6 +17,7 @@ from spectrain.hyperbolic import (
     LorentzClassifier,
     LorentzGraphConvolution,
     RiemannianAdam,
+    divided,
 )
 from spectrain.hyperbolic.heads import class_hinge
 from spectrain.hyperbolic.lorentz import TOLERANCE, from_tangent, inner
@@ -50,13 +51,10 @@ def make(dtype=torch.float64, seed=0):
 
 def optimizers(net, lr=0.01):
     """The factors' own, and geoopt's for the points."""
-    groups = spectrain.param_groups(net, lr)
-    points = [p for p in net.parameters() if hasattr(p, "manifold")]
-    ids = {id(p) for p in points}
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in ids]
-    plain = [group for group in groups if group["params"]]
-    return [torch.optim.AdamW(plain), RiemannianAdam(points, lr=lr)]
+    points, others = divided(spectrain.param_groups(net, lr, weight_decay=0.1))
+    assert [p is net.head.points for group in points for p in group["params"]] == [True]
+    assert all(group["weight_decay"] == 0 for group in points)
+    return [torch.optim.AdamW(others), RiemannianAdam(points)]
 
 
 @every_method

@@ -242,7 +242,7 @@ def test_report_of_a_comparison(finished):
     assert "Higher and further left is better." in words
     assert "Embeddings" in words
     for arm in comparison.plan.arms:
-        assert f"{arm.title}, learning rate 2e-3, seed 1: nodes in the Poincaré disk." in words
+        assert f"{arm.title}, learning rate 2e-3, seed 1: where it puts the nodes." in words
     assert page.read_text().count("<img ") == 5 + len(FLOOR)
     for word in ("perplexity", "nats"):
         assert word not in words
@@ -276,7 +276,7 @@ def test_report_of_a_run(finished, tmp_path):
     assert "best step200" in words
     assert "stopped earlyno" in words
     assert "epochs400" in words
-    assert "Nodes in the Poincaré disk: the embedding" in words
+    assert "The nodes as the network places them" in words
     for word in ("perplexity", "tokens", "nats"):
         assert word not in words
     names = {"loss.png", "score.png", "spectra.png", "embedding.png"}

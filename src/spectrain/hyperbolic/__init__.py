@@ -9,7 +9,7 @@ from spectrain.hyperbolic.embedding import LorentzEmbedding
 from spectrain.hyperbolic.heads import DistanceDecoder, FermiDirac, LorentzClassifier
 from spectrain.hyperbolic.linear import LorentzLinear
 from spectrain.hyperbolic.lorentz import Lorentz
-from spectrain.hyperbolic.optimizer import RiemannianAdam
+from spectrain.hyperbolic.optimizer import RiemannianAdam, divided
 
 __all__ = [
     "DistanceDecoder",
@@ -21,4 +21,5 @@ __all__ = [
     "LorentzGraphConvolution",
     "LorentzLinear",
     "RiemannianAdam",
+    "divided",
 ]

@@ -33,6 +33,6 @@ def captions(scores: Sequence[Score]) -> dict[str, str]:
         "step; a dotted line marks the best step, where one was chosen.",
         "spectra.png": "Singular values of weight matrices at the start (dashed) and at the end "
         "(solid).",
-        EMBEDDING: "Nodes in the Poincaré disk: the embedding of the nodes at the end, projected "
-        "to two dimensions.",
+        EMBEDDING: "The nodes as the network places them, in two dimensions: hyperbolic ones in the "
+        "Poincaré disk, around their centroid, others by their two leading directions.",
     }

@@ -22,7 +22,7 @@ from spectrain.method import Method
 from spectrain.optimizers import Stepping
 from spectrain.runs import checkpoint, randomness
 from spectrain.runs.allocator import keep_freed_memory
-from spectrain.runs.files import write_json
+from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.health import is_lost, not_finite, warn_of_silent_events
 from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.memory import RunMemory, size_of
@@ -341,9 +341,11 @@ class Training:
 
     def _conclude(self, scores: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
         """Write the last row, the spectra, the picture and the result."""
-        self.log.record(step=self.now.step, **scores)
+        measured = self.now.best_step if self.options.patience else self.now.step
+        self.log.record(step=measured, **scores)
         add_last_spectra(self.directory, last)
-        self.task.draw(self.model, self.directory)
+        if (picture := self.task.picture(self.model)) is not None:
+            write_atomic(self.directory / "embedding.png", picture)
         result = self._result({**scores, "failed": None})
         write_json(self.directory / "result.json", result)
         return result

@@ -69,9 +69,8 @@ class RunOptions:
     )
     keep: int = option(2, help="checkpoints to keep", minimum=1)
     keep_best: bool = option(
-        False, help="also save and keep the checkpoint with the lowest validation loss so far"
+        False, help="also save and keep the checkpoint with the best validation so far"
     )
-
     patience: int = option(
         0,
         help="stop when validation has not become better in so many steps, and go back to the best "
@@ -112,13 +111,12 @@ class RunOptions:
         Raises UsageError as `optimizer_maker` does.
         """
         make = optimizer_maker(self.optimizer, "--optimizer")
-        points, plain = _divided(groups)
-        if not points:
-            return make(plain)
-        from spectrain.hyperbolic import RiemannianAdam
+        if not any(hasattr(p, "manifold") for group in groups for p in group["params"]):
+            return make(groups)
+        from spectrain.hyperbolic import RiemannianAdam, divided
 
-        riemannian = RiemannianAdam(points)
-        return Optimizers((*each(make(plain)), riemannian) if plain else (riemannian,))
+        points, others = divided(groups)
+        return Optimizers((*(each(make(others)) if others else ()), RiemannianAdam(points)))
 
     def find_device(self) -> torch.device:
         """The device to train on. Raises UsageError if it is not there."""
@@ -132,19 +130,3 @@ class RunOptions:
             reason = str(error).splitlines()[0]
             raise UsageError(f"--device {self.device} cannot be used here: {reason}") from None
         return device
-
-
-Groups = list[dict[str, Any]]
-
-
-def _divided(groups: Groups) -> tuple[Groups, Groups]:
-    """`groups` divided in those of points on manifolds, which no decay moves, and the others."""
-    points, plain = [], []
-    for group in groups:
-        curved = [p for p in group["params"] if hasattr(p, "manifold")]
-        flat = [p for p in group["params"] if not hasattr(p, "manifold")]
-        if curved:
-            points.append({**group, "params": curved, "weight_decay": 0.0})
-        if flat:
-            plain.append({**group, "params": flat})
-    return points, plain

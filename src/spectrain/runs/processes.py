@@ -64,7 +64,7 @@ class Team:
     def require_possible(self, task: Task, sharded: bool, phases: int) -> None:
         """Raise UsageError for a batch that cannot be divided, or weights that cannot be sharded."""
         batch_size = task.batch_shape[1]
-        if self.size > 1 and task.unit == "epochs":
+        if self.size > 1 and not task.is_divisible:
             raise UsageError(
                 f"a {task.name} is trained as a whole in every step, which cannot be divided over "
                 f"{self.size} processes: start one"

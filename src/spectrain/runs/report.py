@@ -90,7 +90,7 @@ def _embeddings(comparison: Comparison) -> list[str]:
     plan = comparison.plan
     first = [trials[0] for trials in drawn_trials(comparison).values()]
     pictures = [
-        (path, f"{describe(plan, trial)}: nodes in the Poincaré disk.")
+        (path, f"{describe(plan, trial)}: where it puts the nodes.")
         for trial in first
         if (path := _embedding(comparison.trial_directory(trial))) is not None
     ]

@@ -33,6 +33,10 @@ class Task(Protocol):
     def batch_shape(self) -> tuple[int, int, int]:
         """Of one optimizer step: backward passes, sequences in each, tokens predicted in each of them."""
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether the rows of a batch can be divided over processes."""
+
     def build_model(self) -> nn.Module:
         """A new model, initialised from torch's global random numbers."""
 
@@ -65,8 +69,8 @@ class Task(Protocol):
     def save_assets(self, model: nn.Module, directory: Path) -> None:
         """Write what a trained model needs beside its weights (tokenizer, configuration)."""
 
-    def draw(self, model: nn.Module, directory: Path) -> None:
-        """Write what shows the trained model to people (embedding.png), if there is something."""
+    def picture(self, model: nn.Module) -> bytes | None:
+        """A PNG that shows the trained model to people, if there is something to see."""
 
     def settings(self) -> dict[str, Any]:
         """What the task was asked for, for config.json."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.collections import LineCollection
@@ -12,22 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
+from spectrain.tasks.graph.graphs import Graph
 from spectrain.tasks.graph.models import GraphNetwork
-
-if TYPE_CHECKING:
-    from spectrain.tasks.graph.task import GraphLearning
 
 MOST_EDGES = 5000  # drawn; more are a grey sheet
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
 @torch.no_grad()
-def draw_embedding(task: GraphLearning, model: GraphNetwork, path: Path) -> None:
-    """Write where the model puts the nodes, as a PNG: two dimensions, coloured by class."""
-    h = task.represent(model)
+def embedding(model: GraphNetwork, h: Tensor, graph: Graph) -> bytes:
+    """Where the model puts the nodes, whose representations are h, as a PNG: coloured by class."""
     ball = model.in_the_ball(h)
     flat = in_the_disk(ball) if ball is not None else _plane(h)
-    graph = task.graph
     figure = Figure(figsize=(5, 5), dpi=180, layout="constrained")
     axes = figure.subplots()
     axes.set_aspect("equal")
@@ -52,7 +46,7 @@ def draw_embedding(task: GraphLearning, model: GraphNetwork, path: Path) -> None
         axes.legend(frameon=False, fontsize=7, markerscale=2, **beside)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def in_the_disk(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,14 @@ LINK_SCORES = (
     Score("roc_auc", "ROC-AUC", "points", True, 100.0, 1),
     Score("average_precision", "average precision", "points", True, 100.0, 1),
 )
+
+
+class _Whole(NamedTuple):
+    """The graph on a device: what each step takes all of."""
+
+    inputs: NodeInputs
+    mean: Callable[[Tensor], Tensor]  # over neighbours, by the edges in training
+    edges: Tensor  # (E, 2) those in training
 
 
 @dataclass
@@ -95,9 +103,7 @@ class GraphLearning:
         o, graph = self.options, self.graph
         parts = [] if graph.features is None else [graph.features]
         if graph.target is not None and self.predicts_links:
-            parts.append(
-                graph.target[:, None]
-            )  # what labels were made of, where they are not asked for
+            parts.append(graph.target[:, None])  # what labels were made of; they are not asked for
         if not parts and o.degree_features:
             return augmented(torch.zeros(graph.nodes, 0), self._edges, graph.nodes)
         if not parts:
@@ -112,17 +118,22 @@ class GraphLearning:
         return self.links.train if self.predicts_links else self.graph.edges
 
     @cached_property
-    def _at(self) -> dict[torch.device, tuple[NodeInputs, Callable[[Tensor], Tensor]]]:
+    def _at(self) -> dict[torch.device, _Whole]:
         return {}
 
-    def _inputs(self, model: GraphNetwork) -> tuple[NodeInputs, Callable[[Tensor], Tensor]]:
-        """The nodes' inputs and the mean over neighbours, on the model's device; made once."""
+    def _whole(self, model: GraphNetwork) -> _Whole:
+        """What every step needs of the graph, on the model's device; made once."""
         device = next(model.parameters()).device
         if device not in self._at:
             means = adjacency(self._edges, self.graph.nodes).to(device)
-            x = model.prepare(self.features.to(device))
-            self._at[device] = NodeInputs(x), partial(aggregate, means)
+            inputs = NodeInputs(model.prepare(self.features.to(device)))
+            self._at[device] = _Whole(inputs, partial(aggregate, means), self._edges.to(device))
         return self._at[device]
+
+    @cached_property
+    def _known(self) -> Tensor:
+        """(n, 2) the nodes to train on, and their classes."""
+        return torch.stack((self.nodes["train"], self._labels[self.nodes["train"]]), 1)
 
     # --- training ------------------------------------------------------------------------------
 
@@ -132,9 +143,13 @@ class GraphLearning:
             return 1, len(self.links.train), 1
         return 1, len(self.nodes["train"]), 1
 
+    @property
+    def is_divisible(self) -> bool:
+        return False
+
     def build_model(self) -> GraphNetwork:
         model = build(self._description())
-        self._inputs(model)  # now: a plan's rehearsal knows no numbers to make them of
+        self._whole(model)  # now: a plan's rehearsal knows no numbers to make them of
         return model
 
     def _description(self) -> dict[str, Any]:
@@ -161,13 +176,14 @@ class GraphLearning:
         """Nodes to train on with their classes, (n, 2), or pairs (P, 2) without a link, drawn anew."""
         if self.predicts_links:
             return [self._negatives.draw(len(self.links.train), seed, step)]
-        return [torch.stack((self.nodes["train"], self._labels[self.nodes["train"]]), 1)]
+        return [self._known]
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         assert isinstance(model, GraphNetwork)
-        h = model.encode(*self._inputs(model))
+        whole = self._whole(model)
+        h = model.encode(whole.inputs, whole.mean)
         if self.predicts_links:
-            positive = model.scores(h, self.links.train.to(h.device))
+            positive = model.scores(h, whole.edges)
             return model.link_loss(positive, model.scores(h, batch))
         rows, labels = batch.unbind(1)
         return model.node_loss(model.logits(h[rows]), labels)
@@ -178,7 +194,8 @@ class GraphLearning:
     def represent(self, model: GraphNetwork) -> Tensor:
         """(N, dim) all nodes' representations, without dropout."""
         training = model.training
-        h = model.eval().encode(*self._inputs(model))
+        whole = self._whole(model)
+        h = model.eval().encode(whole.inputs, whole.mean)
         model.train(training)
         return h
 
@@ -204,7 +221,7 @@ class GraphLearning:
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         assert isinstance(model, GraphNetwork)
         training = model.training
-        x = self._inputs(model)[0].x[:PROBE]
+        x = self._whole(model).inputs.x[:PROBE]
         found = model.eval().alone(x).float().cpu()
         model.train(training)
         return x.cpu().clone(), found
@@ -217,11 +234,11 @@ class GraphLearning:
         text = json.dumps(self._description(), indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
 
-    def draw(self, model: nn.Module, directory: Path) -> None:
-        from spectrain.tasks.graph.picture import draw_embedding
+    def picture(self, model: nn.Module) -> bytes:
+        from spectrain.tasks.graph.picture import embedding
 
         assert isinstance(model, GraphNetwork)
-        draw_embedding(self, model, directory / "embedding.png")
+        return embedding(model, self.represent(model), self.graph)
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)

@@ -60,6 +60,10 @@ class LanguageModelling:
         o = self.options
         return o.accumulate, o.batch_size, o.sequence_length
 
+    @property
+    def is_divisible(self) -> bool:
+        return True
+
     def build_model(self) -> nn.Module:
         return build_model(
             self.options.model,
@@ -126,7 +130,8 @@ class LanguageModelling:
         self.corpus.tokenizer.save_pretrained(directory / "tokenizer")
         model.config.save_pretrained(directory / "model")  # type: ignore[union-attr, operator]
 
-    def draw(self, model: nn.Module, directory: Path) -> None: ...
+    def picture(self, model: nn.Module) -> bytes | None:
+        return None
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self.options), "model_config": dict(self.overrides)}
