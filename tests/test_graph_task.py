@@ -67,7 +67,7 @@ def test_every_network_learns_both_kinds(tmp_path, predict, model):
     assert losses[-1] < losses[0]
     assert result["epochs"] == result["steps"] == 40
     report = (tmp_path / "run" / "report.html").read_text()
-    assert "Nodes in" in report or "nodes" in report
+    assert "The nodes as the network places them" in report
     assert (tmp_path / "run" / "embedding.png").stat().st_size > 1000
 
 
