@@ -26,6 +26,18 @@ def test_the_rate_warms_up_and_follows_a_cosine_down_to_its_end():
     assert options.rate(100) == pytest.approx(0.2)
 
 
+def test_noam_peaks_at_the_end_of_the_warm_up_and_falls_with_the_root_of_the_step():
+    noam = RunOptions(steps=100, warmup=0.04, schedule="noam")
+    rates = [noam.rate(step) for step in (0, 3, 15, 99)]
+    assert rates == pytest.approx([0.25, 1.0, 0.5, 0.2])
+    factor, dim, warm = 5.0, 64, 4  # the published form, with its factor as the peak's
+    peak = factor * (dim * warm) ** -0.5
+    published = [
+        factor * dim**-0.5 * min((step + 1) ** -0.5, (step + 1) * warm**-1.5) for step in range(100)
+    ]
+    assert published == pytest.approx([peak * noam.rate(step) for step in range(100)])
+
+
 def test_a_constant_rate_stays_and_no_warm_up_starts_at_once():
     constant = RunOptions(steps=20, warmup=0.25, schedule="constant")
     assert [constant.rate(step) for step in (0, 4, 5, 19)] == pytest.approx([0.2, 1.0, 1.0, 1.0])

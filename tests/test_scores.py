@@ -409,3 +409,15 @@ def test_names_of_scores_are_only_text(tmp_path):
         assert title in words
         assert title in read(write_report(run))
     Console(file=open("/dev/null", "w")).print(render(comparison))  # noqa: SIM115
+
+
+def test_samples_are_shown_where_a_task_wrote_some(finished, tmp_path):
+    source = finished[0].trial_directory(finished[0].progress.trials[0])
+    shutil.copytree(source, tmp_path / "run")
+    write_json(
+        tmp_path / "run" / "samples.json", {"columns": ["in", "out"], "rows": [["a", "<b>"]]}
+    )
+    assert "Samplesinout" in read(write_report(tmp_path / "run")).replace("\n", "")
+    write_json(tmp_path / "run" / "samples.json", {"columns": ["in"], "rows": ["a"]})
+    with pytest.raises(RunError, match=r"samples\.json is damaged"):
+        write_report(tmp_path / "run")

@@ -128,6 +128,7 @@ def plan(
     gradient_checkpointing: bool = False,
     layerwise: bool = False,
     loss: Loss | None = None,
+    batch: Callable[[], Any] | None = None,
     targets: Targets = "all-linear",
     exclude: Sequence[str] = ("lm_head",),
 ) -> Plan:
@@ -141,8 +142,10 @@ def plan(
         makes one from parameter groups.
     device: "cpu" or a GPU, where activations are less sure.
     layerwise: layers are stepped in the backward pass, as by `spectrain.LayerWise`.
-    loss: function of model and ids (batch_size, sequence_length + 1), int64, in place of the
-        cross-entropy of the next token by `model(input_ids=…).logits`.
+    loss: function of model and batch, in place of the cross-entropy of the next token by
+        `model(input_ids=…).logits`.
+    batch: makes what one backward pass is given, without numbers that matter; in place of ids
+        (batch_size, sequence_length + 1), int64.
     targets, exclude: as in `spectrain.apply`.
 
     A method that trains in phases is planned for the largest. Raises UsageError as `apply` and
@@ -160,6 +163,7 @@ def plan(
         gradient_checkpointing=gradient_checkpointing,
         layerwise=layerwise,
         loss=loss,
+        batch=batch,
         targets=targets,
         exclude=exclude,
     )

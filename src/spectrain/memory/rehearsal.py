@@ -29,7 +29,7 @@ LOGITS = "logits"  # arrays with a number for each word of the vocabulary: logit
 STEP = "step"  # prefix of an ordinary step's segments; an event's is its name
 FEW, MORE = 3, 4  # blocks that are rehearsed where the model has more
 
-Loss = Callable[[nn.Module, Tensor], Tensor]
+Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Setting:
     accumulate: int = 1  # backward passes of one optimizer step
     gradient_checkpointing: bool = False
     layerwise: bool = False  # layers stepped in the backward pass
-    loss: Loss | None = None  # (model, ids (batch_size, T + 1)); default: next-token cross-entropy
+    loss: Loss | None = None  # of (model, batch); default: next-token cross-entropy
+    batch: Callable[[], Any] | None = None  # of one backward pass; default: ids (batch_size, T + 1)
     targets: Targets = "all-linear"
     exclude: Sequence[str] = ("lm_head",)
 
@@ -152,9 +153,9 @@ class _Stage:
             self._set_clock(clock)
             live.resolve()
             passes = min(s.accumulate, 2)
-            ids = torch.zeros(s.batch_size * s.accumulate, s.sequence_length + 1, dtype=torch.int64)
+            batches = [(s.batch or self._ids)() for _ in range(s.accumulate)]
             live.begin(name)
-            for part in torch.split(ids, s.batch_size)[:passes]:
+            for part in batches[:passes]:
                 live.forward()
                 with torch.autocast("cpu", dtype=s.dtype, enabled=s.dtype != torch.float32):
                     loss = (s.loss or next_token_loss)(self.model, part) / s.accumulate
@@ -174,6 +175,10 @@ class _Stage:
                 f"plan: a step of {type(self.optimizer).__name__} on {type(self.model).__name__} "
                 f"cannot be taken without data, so it cannot be planned ({_one_line(error)})"
             ) from error
+
+    def _ids(self) -> Tensor:
+        s = self.setting
+        return torch.zeros(s.batch_size, s.sequence_length + 1, dtype=torch.int64)
 
     def _set_clock(self, clock: int) -> None:
         if self.layers[0].attached:

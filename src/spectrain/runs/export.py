@@ -214,6 +214,6 @@ class Form(Protocol):
 
 def _form(config: dict[str, Any]) -> Form:
     task = config.get("task")
-    if task not in ("lm", "graph"):
+    if task not in ("lm", "graph", "translate", "image"):
         raise UsageError(f"there are no plain checkpoints of the task {task!r}")
     return cast(Form, importlib.import_module(f"spectrain.tasks.{task}.plain"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,7 @@ from spectrain.runs.spectra import spectra
 from spectrain.runs.start import Start, find_start_together, write_beginning
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge
+from spectrain.tasks.batch import Batch
 from spectrain.tasks.task import Task
 
 
@@ -231,7 +232,8 @@ class Training:
         if o.eval_every and step % o.eval_every == 0 and (step < o.steps or o.patience):
             scores = self._evaluate("validation", False)
             self.log.record(step=step, **_named("validation", scores))
-            cost = self.task.scores[0].cost(scores[self.task.scores[0].key])
+            score = next(score for score in self.task.scores if score.key in scores)
+            cost = score.cost(scores[score.key])
             best = math.inf if self.now.best is None else self.now.best.cost
             if o.keeps_best and cost < best:
                 self.now = replace(self.now, best=Best(step, cost))
@@ -256,7 +258,7 @@ class Training:
         with self.memory.watching(self.model, self.optimizer):
             return self._train_on(batches)
 
-    def _train_on(self, batches: list[torch.Tensor]) -> torch.Tensor:
+    def _train_on(self, batches: Sequence[Batch]) -> torch.Tensor:
         """One optimizer step; returns its mean loss."""
         total = torch.zeros((), device=self.device)
         low = self.dtype != torch.float32
@@ -340,12 +342,12 @@ class Training:
         restore(found, self.model, self.optimizer, self.options.build_optimizer)
 
     def _conclude(self, scores: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
-        """Write the last row, the spectra, the picture and the result."""
+        """Write the last row, the spectra, what there is to see, and the result."""
         measured = self.now.best_step if self.options.patience else self.now.step
         self.log.record(step=measured, **scores)
         add_last_spectra(self.directory, last)
-        if (picture := self.task.picture(self.model)) is not None:
-            write_atomic(self.directory / "embedding.png", picture)
+        for name, content in self.task.exhibits(self.model).items():
+            write_atomic(self.directory / name, content)
         result = self._result({**scores, "failed": None})
         write_json(self.directory / "result.json", result)
         return result

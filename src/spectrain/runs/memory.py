@@ -77,6 +77,7 @@ class RunMemory:
                 optimizer=o.build_optimizer,
                 device=self.device,
                 loss=self.task.loss,
+                batch=self.task.blank,
                 targets=o.targets,
                 exclude=o.excluded,
                 layerwise=o.layerwise,

@@ -29,7 +29,9 @@ class RunOptions:
         minimum=0.0,
     )
     schedule: str = option(
-        "cosine", help="learning rate after the warm-up", choices=("cosine", "constant")
+        "cosine",
+        help="learning rate after the warm-up; noam falls with 1/√step (Vaswani et al. 2017)",
+        choices=("cosine", "constant", "noam"),
     )
     warmup: float = option(
         0.1, help="linear warm-up, as a share of the steps", minimum=0, maximum=1
@@ -102,6 +104,8 @@ class RunOptions:
             return (step + 1) / warm
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "noam":
+            return math.sqrt(max(warm, 1) / (step + 1))
         progress = (step - warm) / max(1, self.steps - warm)
         return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -101,7 +101,12 @@ def details(title: str, content: Any) -> str:
     """A section that opens on a tap; nothing if there is nothing in it."""
     if not isinstance(content, Mapping) or not content:
         return ""
-    return f"<details><summary>{escape(title)}</summary>{definitions(content)}</details>"
+    return folded(title, definitions(content))
+
+
+def folded(title: str, inside: str) -> str:
+    """A section that opens on a tap; `inside` is HTML."""
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
 
 
 def definitions(content: Mapping[str, Any]) -> str:

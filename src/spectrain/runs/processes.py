@@ -18,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from spectrain.distributed import Processes
 from spectrain.errors import RunError, SpectrainError, UsageError
 from spectrain.memory.rehearsal import repeated_blocks
+from spectrain.tasks.batch import Batch
 from spectrain.tasks.task import Task
 
 T = TypeVar("T")
+B = TypeVar("B", bound=Batch)
 PATIENCE = timedelta(minutes=30)  # a process waits so long for the others, as for a slow evaluation
 
 
@@ -85,7 +87,7 @@ class Team:
                 "leave --shard or the warm start out"
             )
 
-    def part(self, batch: Tensor) -> Tensor:
+    def part(self, batch: B) -> B:
         """This process's rows of a batch."""
         return batch.chunk(self.size)[self.rank]
 

@@ -114,6 +114,7 @@ RESULT = {
         }
     ),
 }
+SAMPLES = {"columns": [TEXT], "rows": [[TEXT]]}  # what a task shows of its outputs
 SPECTRA = Each(Each([NUMBER]))  # layer, "initial" or "final", singular values
 
 

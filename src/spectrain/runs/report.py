@@ -14,6 +14,7 @@ from spectrain.runs.page import (
     definitions,
     details,
     figures,
+    folded,
     key,
     notes,
     preformatted,
@@ -21,7 +22,7 @@ from spectrain.runs.page import (
     whole_page,
 )
 from spectrain.runs.plots import plot_comparison
-from spectrain.runs.records import read_config, read_result
+from spectrain.runs.records import SAMPLES, read_config, read_record, read_result
 from spectrain.runs.rows import drawn_trials
 from spectrain.runs.run_plots import plot_run
 from spectrain.runs.run_summary import run_summary
@@ -68,6 +69,7 @@ def _comparison(comparison: Comparison) -> tuple[str, str]:
         "<h2>Curves</h2>",
         figures([(path, under[path.name]) for path in plot_comparison(comparison)]),
         *_embeddings(comparison),
+        *_samples_of_arms(comparison),
         "<h2>Schedules</h2>",
         "<p>What happens to the factors during training, here and in each method's paper.</p>",
         table(
@@ -113,6 +115,24 @@ def _embedding(directory: Path) -> Path | None:
     if not known:
         raise RunError(f"{path} is damaged (it is no PNG file): delete or restore it")
     return path
+
+
+def _samples_of_arms(comparison: Comparison) -> list[str]:
+    """What tasks showed of their outputs, folded, one table for each arm; no section without any."""
+    plan = comparison.plan
+    first = [trials[0] for trials in drawn_trials(comparison).values()]
+    tables = [
+        folded(describe(plan, trial), text)
+        for trial in first
+        if (text := _samples(comparison.trial_directory(trial)))
+    ]
+    return ["<h2>Samples</h2>", *tables] if tables else []
+
+
+def _samples(directory: Path) -> str:
+    """The table of what the task of a run showed, if it showed anything."""
+    found = read_record(directory / "samples.json", SAMPLES)
+    return table(found["columns"], found["rows"], words=True) if found else ""
 
 
 def _trials(comparison: Comparison) -> str:
@@ -166,6 +186,7 @@ def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
         definitions(run_summary(directory, read_result(directory), scores)),
         "<h2>Curves</h2>",
         figures([(path, under[path.name]) for path in drawn]),
+        *(["<h2>Samples</h2>", samples] if (samples := _samples(directory)) else []),
         "<h2>What was asked</h2>",
         preformatted(config.get("command")),
         details("Method", method),

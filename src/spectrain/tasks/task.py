@@ -1,5 +1,6 @@
 """What the training loop asks of a task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.distributed import Processes
+from spectrain.tasks.batch import Batch
 from spectrain.tasks.score import Score
 
 
@@ -43,10 +45,13 @@ class Task(Protocol):
     def skeleton(self) -> nn.Module:
         """Such a model to look at, if possible without numbers; random numbers are as before."""
 
-    def micro_batches(self, step: int, seed: int) -> list[Tensor]:
-        """The data of optimizer step `step` (from 0), one tensor for each backward pass."""
+    def micro_batches(self, step: int, seed: int) -> Sequence[Batch]:
+        """The data of optimizer step `step` (from 0), one batch for each backward pass."""
 
-    def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
+    def blank(self) -> Batch:
+        """A batch as large as any of them, without meaning: what memory is planned with."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss over the batch, a scalar with a graph."""
 
     def evaluate(
@@ -58,8 +63,10 @@ class Task(Protocol):
         dtype: torch.dtype,
         processes: Processes | None = None,
     ) -> dict[str, float]:
-        """Every score on "validation" or "test" data, by key; all of it if `thorough`, else a first part.
+        """Scores on "validation" or "test" data, by key.
 
+        If `thorough`, every one, on all of the data; else, in training, those that are cheap, on a first
+        part of it. The first of them in the order of `scores` tells which checkpoint is the best.
         With `processes` each of them measures a share, and all return the whole's.
         """
 
@@ -69,8 +76,11 @@ class Task(Protocol):
     def save_assets(self, model: nn.Module, directory: Path) -> None:
         """Write what a trained model needs beside its weights (tokenizer, configuration)."""
 
-    def picture(self, model: nn.Module) -> bytes | None:
-        """A PNG that shows the trained model to people, if there is something to see."""
+    def exhibits(self, model: nn.Module) -> dict[str, bytes]:
+        """Files for the run directory that show the trained model to people, by name.
+
+        The report shows embedding.png, a picture, and samples.json, a table: "columns" and "rows" of text.
+        """
 
     def settings(self) -> dict[str, Any]:
         """What the task was asked for, for config.json."""

@@ -178,6 +178,9 @@ class GraphLearning:
             return [self._negatives.draw(len(self.links.train), seed, step)]
         return [self._known]
 
+    def blank(self) -> Tensor:
+        return torch.zeros(self.batch_shape[1], 2, dtype=torch.int64)
+
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         assert isinstance(model, GraphNetwork)
         whole = self._whole(model)
@@ -234,11 +237,11 @@ class GraphLearning:
         text = json.dumps(self._description(), indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
 
-    def picture(self, model: nn.Module) -> bytes:
+    def exhibits(self, model: nn.Module) -> dict[str, bytes]:
         from spectrain.tasks.graph.picture import embedding
 
         assert isinstance(model, GraphNetwork)
-        return embedding(model, self.represent(model), self.graph)
+        return {"embedding.png": embedding(model, self.represent(model), self.graph)}
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.options)

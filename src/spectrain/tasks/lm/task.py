@@ -91,6 +91,10 @@ class LanguageModelling:
         whole = self._batches[seed].batch(step)
         return list(torch.split(whole, self.options.batch_size))
 
+    def blank(self) -> Tensor:
+        o = self.options
+        return torch.zeros(o.batch_size, o.sequence_length + 1, dtype=torch.int64)
+
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         return token_loss(model, batch, chunk=self.options.loss_chunk)
 
@@ -130,8 +134,8 @@ class LanguageModelling:
         self.corpus.tokenizer.save_pretrained(directory / "tokenizer")
         model.config.save_pretrained(directory / "model")  # type: ignore[union-attr, operator]
 
-    def picture(self, model: nn.Module) -> bytes | None:
-        return None
+    def exhibits(self, model: nn.Module) -> dict[str, bytes]:
+        return {}
 
     def settings(self) -> dict[str, Any]:
         return {**asdict(self.options), "model_config": dict(self.overrides)}
