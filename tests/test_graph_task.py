@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from tiny import final, last, rows
 
 from spectrain import SST, FullRank, LoRA, ReLoRA
-from spectrain.cli.graph import arms_of, compare_graph, train_graph
+from spectrain.cli.graph import compare_graph, train_graph
+from spectrain.cli.training import arms_of
 from spectrain.errors import RunError, UsageError
 from spectrain.runs.compare import load_comparison
 from spectrain.runs.export import export

@@ -209,7 +209,7 @@ def test_attention_is_the_published_formula(K):
         heads = []
         for h in range(2):
             scores = torch.stack([-squared_distance(q[i, h], k[j, h], K) for j in range(6)])
-            scores = (scores / layer.scale + layer.bias).masked_fill(~mask[i], -torch.inf)
+            scores = (scores / layer.scale).masked_fill(~mask[i], -torch.inf)
             z = scores.softmax(0) @ v[:, h]
             heads.append(radius(K) * z / inner(z, z).abs().sqrt())
         rows.append(torch.cat(heads))

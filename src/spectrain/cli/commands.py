@@ -63,20 +63,27 @@ def demo(out: Path) -> None:
 def merge(run: Path, out: Path, which: str | None) -> None:
     """Turn a checkpoint of RUN into that of an ordinary model.
 
-    A language model's holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. A network
-    on graphs has its plain weights. What comes out is compared with the trained model's outputs before
-    this command says so.
+    A language model's holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. Other
+    networks have their plain weights, and the function that loads them is printed. What comes out is
+    compared with the trained model's outputs before this command says so.
     """
     from spectrain.runs.export import export
 
-    if which not in (None, "last", "best") and not which.isdecimal():
-        raise UsageError(f"--checkpoint {which}: give last, best or the number of a step")
-    done = export(run, out, which=int(which) if which and which.isdecimal() else which)
+    done = export(run, out, which=checkpoint_named(which))
     click.echo(
         f"{out}: step {done.step}, {done.tensors} tensors, {done.bytes / 2**20:.1f} MiB. Logits agree "
         f"with the trained model's: largest difference {done.difference:.2g} at logits up to "
         f"{done.largest:.3g}.\nLoad it with {done.loader}({str(out)!r})"
     )
+
+
+def checkpoint_named(which: str | None) -> str | int | None:
+    """The value of --checkpoint as `export` takes it."""
+    if which is None or which in ("last", "best"):
+        return which
+    if not which.isdecimal():
+        raise UsageError(f"--checkpoint {which}: give last, best or the number of a step")
+    return int(which)
 
 
 @click.command("methods")

@@ -10,8 +10,6 @@ from click.core import ParameterSource
 
 from spectrain.cli import training
 from spectrain.cli.options import SectionedCommand, built, options_of
-from spectrain.errors import UsageError
-from spectrain.method import Method
 from spectrain.runs.options import RunOptions
 from spectrain.tasks.graph.options import GraphOptions
 from spectrain.tasks.graph.recipes import NAMES, recipe_for
@@ -104,8 +102,7 @@ def _compare_graph(
     **values: Any,
 ) -> None:
     names = training.names_of(methods)
-    ranks = _ranks(rank)
-    arms = arms_of(names, ranks, values)
+    arms = training.arms_of(names, training.ranks_of(rank), values)
     graph, values, notes = _settled(values, recipe)
     if sweep_lr is None:
         middle = values.get("lr", DEFAULTS["lr"])
@@ -125,32 +122,6 @@ def _compare_graph(
     )
 
 
-def arms_of(names: list[str], ranks: list[int], values: dict[str, Any]) -> dict[str, Method]:
-    """A method at every rank, by the name that its arm has in files: sst, or sst-r1 and sst-r2."""
-    arms = {}
-    for key in names:
-        several = len(ranks) > 1 and training.has_rank(key)
-        for rank in ranks if several else ranks[:1]:
-            arms[f"{key}-r{rank}" if several else key] = training.arm(key, rank, values)
-    return arms
-
-
-def _ranks(text: str) -> list[int]:
-    try:
-        ranks = [int(word) for word in training.words(text)]
-    except ValueError:
-        ranks = []
-    if not ranks or len(set(ranks)) < len(ranks):
-        raise UsageError(f"--rank {text!r}: give whole numbers separated by commas, as 1,2")
-    return ranks
-
-
-RANK = click.Option(
-    ["--rank"],
-    default="2",
-    show_default=True,
-    help="rank of every method; several, as 1,2, make an arm for each",
-)
 RATES = click.Option(
     ["--sweep-lr"],
     help="learning rates of the matrices that each method tries on the first seed; the best on "
@@ -164,7 +135,7 @@ compare_graph = SectionedCommand(
     "each.\n\nFinished trials are kept; the same command continues. "
     "Example: spectrain compare graph --data airport.npz --methods full,sst,lora --rank 1,2 --out runs/cmp",
     sections=[
-        ("Comparison", [*training.comparison(RANK, RATES), RECIPE]),
+        ("Comparison", [*training.comparison(training.RANKS, RATES), RECIPE]),
         ("Graph and model", options_of(GraphOptions)),
         ("Training", options_of(RunOptions, skip=("lr", *NOT_HERE), defaults=DEFAULTS)),
         *training.arm_sections(),

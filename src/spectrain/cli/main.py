@@ -19,6 +19,7 @@ from spectrain.cli.commands import demo, list_methods, merge
 from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
+from spectrain.cli.translate import compare_translate, train_translate, translate
 from spectrain.errors import SpectrainError
 
 EXIT_INTERRUPTED = 130
@@ -35,6 +36,8 @@ def cli() -> None:
     spectrain train lm --method sst --method.rank 64 --out runs/a
     spectrain compare lm --methods full,sst,lora --sweep-lr 1e-3,4e-3 --out runs/b
     spectrain train graph --method sst --method.rank 2 --out runs/tree
+    spectrain train translate --method sst --method.rank 16 --out runs/numbers
+    spectrain translate runs/numbers < text.de          use what was trained
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
 
@@ -54,9 +57,11 @@ def compare() -> None:
 
 train.add_command(train_lm)
 train.add_command(train_graph)
+train.add_command(train_translate)
 compare.add_command(compare_lm)
 compare.add_command(compare_graph)
-for _command in (demo, plan, merge, list_methods):
+compare.add_command(compare_translate)
+for _command in (demo, plan, merge, translate, list_methods):
     cli.add_command(_command)
 
 

@@ -159,6 +159,14 @@ def comparison(rank: click.Parameter, rates: click.Parameter) -> list[click.Para
     ]
 
 
+RANKS = click.Option(
+    ["--rank"],
+    default="2",
+    show_default=True,
+    help="rank of every method; several, as 1,2, make an arm for each",
+)
+
+
 def arm_sections() -> list[tuple[str, list[click.Parameter]]]:
     """The options of `compare` for each method, under its heading."""
     sections = []
@@ -179,6 +187,27 @@ def arm(key: str, rank: int, values: dict[str, Any]) -> Method:
         return method_from(key, {})  # raises, and suggests
     shared = {"rank": rank} if has_rank(key) else {}
     return method_from(key, shared | settings_for(cls, key, values))
+
+
+def arms_of(names: list[str], ranks: list[int], values: dict[str, Any]) -> dict[str, Method]:
+    """A method at every rank, by the name that its arm has in files: sst, or sst-r1 and sst-r2."""
+    arms = {}
+    for key in names:
+        several = len(ranks) > 1 and has_rank(key)
+        for rank in ranks if several else ranks[:1]:
+            arms[f"{key}-r{rank}" if several else key] = arm(key, rank, values)
+    return arms
+
+
+def ranks_of(text: str) -> list[int]:
+    """The value of --rank."""
+    try:
+        ranks = [int(word) for word in words(text)]
+    except ValueError:
+        ranks = []
+    if not ranks or len(set(ranks)) < len(ranks):
+        raise UsageError(f"--rank {text!r}: give whole numbers separated by commas, as 1,2")
+    return ranks
 
 
 def has_rank(key: str) -> bool:

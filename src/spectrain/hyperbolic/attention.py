@@ -6,18 +6,22 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spectrain.errors import UsageError
 from spectrain.hyperbolic.linear import LorentzLinear
-from spectrain.hyperbolic.lorentz import centroid, inner_pairs
+from spectrain.hyperbolic.lorentz import centroid
+from spectrain.parametrizations.base import full_precision
 
 
 class LorentzAttention(nn.Module):
-    """Multi-head attention: weights softmax(−d²(q, k)/c + b), values averaged by their centroid.
+    """Multi-head attention: weights softmax(−d²(q, k)/c), values averaged by their centroid.
 
     As in Chen et al. (2021, section 3.2): queries, keys and values are Lorentz linear maps onto one
     hyperboloid a head, d² = 2/K − 2⟨q, k⟩; the heads' centroids stand side by side and a last Lorentz
-    linear map merges them. c (`scale`, √features at the start) and b (`bias`) are learned.
+    linear map merges them. c (`scale`, √features at the start) is learned. What is the same for all keys
+    leaves a softmax as it is, so their bias is left out, and 2⟨q, k⟩/c is all that is computed: ordinary
+    attention between points whose keys have the time's sign turned.
     """
 
     def __init__(
@@ -28,8 +32,9 @@ class LorentzAttention(nn.Module):
         curvature: float = -1.0,
         dropout: float = 0.0,
         scale: float = 10.0,
+        spread: float | None = None,
     ) -> None:
-        """dropout: of the attention weights; what is left is made to sum to 1 again.
+        """dropout: of the attention weights. scale, spread: as in `LorentzLinear`.
 
         Raises UsageError if the heads do not divide `features` into two coordinates or more each.
         """
@@ -40,14 +45,14 @@ class LorentzAttention(nn.Module):
                 "least 2"
             )
         self.curvature, self.heads, self.dropout = curvature, heads, dropout
-        how = {"curvature": curvature, "scale": scale}
-        self.query = LorentzLinear(features, features, heads=heads, **how)  # type: ignore[arg-type]
-        self.key = LorentzLinear(features, features, heads=heads, **how)  # type: ignore[arg-type]
-        self.value = LorentzLinear(features, features, heads=heads, **how)  # type: ignore[arg-type]
-        times = slice(None, None, features // heads)
-        self.output = LorentzLinear(features, features, times=times, **how)  # type: ignore[arg-type]
+
+        def linear(heads: int = 1, times: slice | int = 0) -> LorentzLinear:
+            how = {"curvature": curvature, "scale": scale, "spread": spread}
+            return LorentzLinear(features, features, heads=heads, times=times, **how)  # type: ignore[arg-type]
+
+        self.query, self.key, self.value = linear(heads), linear(heads), linear(heads)
+        self.output = linear(times=slice(None, None, features // heads))
         self.scale = nn.Parameter(torch.tensor(math.sqrt(features)))
-        self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(
         self,
@@ -57,20 +62,40 @@ class LorentzAttention(nn.Module):
         mask: Tensor | None = None,  # broadcast to (…, heads, T, S), True where it may look
         residual: Tensor | None = None,  # (…, T, features), for the last map
     ) -> Tensor:  # (…, T, features)
-        context = x if context is None else context
-        q, k, v = (
-            layer(points).transpose(-3, -2)  # (…, heads, T, features / heads)
-            for layer, points in ((self.query, x), (self.key, context), (self.value, context))
-        )
-        scores = (2 * inner_pairs(q, k) - 2 / self.curvature) / self.scale + self.bias
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(-1)
-        if self.dropout and self.training:
-            kept = torch.rand_like(weights) >= self.dropout
-            kept = kept | ~kept.any(-1, keepdim=True)  # never all of a row
-            weights = weights * kept
-            weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-30)
-        together = centroid(weights @ v, self.curvature).transpose(-3, -2).flatten(-2)
+        keys = self.keys_values(x if context is None else context)
+        return self.attend(x, *keys, mask=mask, residual=residual)
+
+    def keys_values(
+        self,
+        context: Tensor,  # (…, S, features)
+    ) -> tuple[
+        Tensor, Tensor
+    ]:  # (…, heads, S, features / heads) each, to be kept for later queries
+        k, v = (self._heads(layer(context)) for layer in (self.key, self.value))
+        return torch.cat((-k[..., :1], k[..., 1:]), -1), v
+
+    def attend(
+        self,
+        x: Tensor,  # (…, T, features)
+        keys: Tensor,  # both as `keys_values` gave them
+        values: Tensor,
+        *,
+        mask: Tensor | None = None,  # broadcast to (…, heads, T, S), True where it may look
+        causal: bool = False,  # each of T = S may look at itself and what is before it
+        residual: Tensor | None = None,
+    ) -> Tensor:  # (…, T, features)
+        dropout = self.dropout if self.training else 0.0
+        q = self._heads(self.query(x)) * (2 / self.scale)
+        with full_precision(x):  # half of it would blur ⟨q, k⟩, a difference of large products
+            # A centroid does not mind the length of z, nor that dropout changes it.
+            z = F.scaled_dot_product_attention(
+                q, keys, values, mask, dropout, is_causal=causal, scale=1.0
+            )
+            together = centroid(z, self.curvature).transpose(-3, -2).flatten(-2)
         merged: Tensor = self.output(together, residual)
         return merged
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(…, heads, T, features / heads) of (…, T, features), or of points in heads already."""
+        x = x if self.heads > 1 else x.unsqueeze(-2)
+        return x.transpose(-3, -2)

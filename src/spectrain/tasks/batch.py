@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -27,9 +27,9 @@ class Examples:
     inputs: Tensor  # (B, …)
     targets: Tensor  # (B, …)
 
-    def to(self, device: torch.device) -> Examples:
-        return Examples(self.inputs.to(device), self.targets.to(device))
+    def to(self, device: torch.device, /) -> Self:
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
-    def chunk(self, chunks: int) -> list[Examples]:
+    def chunk(self, chunks: int, /) -> list[Self]:
         pairs = zip(self.inputs.chunk(chunks), self.targets.chunk(chunks), strict=True)
-        return [Examples(*pair) for pair in pairs]
+        return [replace(self, inputs=inputs, targets=targets) for inputs, targets in pairs]

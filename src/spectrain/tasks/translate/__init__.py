@@ -1,0 +1,1 @@
+"""Translation: an encoder–decoder Transformer, Euclidean or hyperbolic, on parallel text."""

@@ -1,0 +1,267 @@
+"""Translation of one language into another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrain.distributed import Processes
+from spectrain.tasks.score import LOSS, Score
+from spectrain.tasks.translate.batches import Batches, Weighted
+from spectrain.tasks.translate.corpus import Corpus, load_corpus
+from spectrain.tasks.translate.decoding import translate
+from spectrain.tasks.translate.evaluate import bleu, bleu_signature, mean_loss, token_loss
+from spectrain.tasks.translate.models import build, describe
+from spectrain.tasks.translate.options import TranslateOptions
+from spectrain.tasks.translate.transformer import Translator, probe_of
+from spectrain.tasks.translate.vocabulary import PAD, Vocabularies
+
+BLEU = Score("bleu", "BLEU", "points", True, 1.0, 2)
+SAMPLES = 12  # translations in the report
+PROBE = 24  # tokens
+
+
+@dataclass
+class Translation:
+    """The task `translate`: an encoder–decoder Transformer on parallel text.
+
+    BLEU, which takes a translation of everything, is measured at the end alone; in training the
+    validation loss tells which checkpoint is the best.
+    """
+
+    options: TranslateOptions
+    corpus: Corpus
+    vocabularies: Vocabularies
+    name: str = "translate"
+    unit: str = "tokens"
+    scores: tuple[Score, ...] = (BLEU, LOSS)
+
+    @classmethod
+    def load(cls, options: TranslateOptions) -> Translation:
+        """Read the corpus and learn the vocabularies. Raises as `load_corpus` and `learn` do."""
+        corpus = load_corpus(options)
+        return cls(options, corpus, Vocabularies.learn(corpus, options))
+
+    # --- data ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _encoded(self) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+        """By split, tokens of all pairs; of training those alone that are not longer than max_length."""
+        o, v = self.options, self.vocabularies
+        most = o.max_length + 1
+        found = {}
+        for split, (a, b) in self.corpus.splits.items():
+            extra = 1 if split == "train" else 0  # so that what is too long can be told
+            source, target = v.encode_source(a, most + extra), v.encode_target(b, most + extra)
+            if split == "train":
+                kept = [
+                    i
+                    for i, (s, t) in enumerate(zip(source, target, strict=True))
+                    if len(s) <= most and len(t) <= most + 1
+                ]
+                source, target = [source[i] for i in kept], [target[i] for i in kept]
+            found[split] = source, target
+        return found
+
+    @property
+    def left_out(self) -> int:
+        """Training pairs that are longer than max_length."""
+        return len(self.corpus.splits["train"][0]) - len(self._encoded["train"][0])
+
+    @cached_property
+    def _batches(self) -> dict[int, Batches]:
+        return {}
+
+    def batches(self, seed: int) -> Batches:
+        """The training batches in the order of a seed."""
+        if seed not in self._batches:
+            o = self.options
+            self._batches[seed] = Batches(
+                *self._encoded["train"],
+                tokens=o.batch_tokens,
+                size=o.batch_size,
+                accumulate=o.accumulate,
+                seed=seed,
+            )
+        return self._batches[seed]
+
+    # --- training ------------------------------------------------------------------------------
+
+    @property
+    def units_per_step(self) -> int:
+        """Target tokens on average."""
+        count = sum(len(t) - 1 for t in self._encoded["train"][1])
+        return max(1, round(count / len(self.batches(0)) * self.options.accumulate))
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        pairs, _, length = self._largest
+        return self.options.accumulate, pairs, length
+
+    @cached_property
+    def _largest(self) -> tuple[int, int, int]:
+        """(pairs, source tokens, target tokens) of the batch with the most numbers in it."""
+        b = self.batches(0)
+        lengths = b.lengths.sort().values
+        sizes = [(end - start, int(lengths[end - 1])) for start, end in zip(b.cuts, b.cuts[1:])]  # noqa: B905
+        pairs, length = max(sizes, key=lambda size: size[0] * size[1])
+        return pairs, length, length
+
+    @property
+    def is_divisible(self) -> bool:
+        return False
+
+    def build_model(self) -> Translator:
+        return build(self._description)
+
+    @property
+    def _description(self) -> dict[str, Any]:
+        return describe(self.options, self.vocabularies.sizes)
+
+    def skeleton(self) -> Translator:
+        with torch.random.fork_rng(devices=[]):  # points on a manifold cannot do without numbers
+            return self.build_model()
+
+    def micro_batches(self, step: int, seed: int) -> list[Weighted]:
+        return self.batches(seed).step(step)
+
+    def blank(self) -> Weighted:
+        pairs, source, target = self._largest
+        whole = torch.int64
+        return Weighted(
+            torch.ones(pairs, source, dtype=whole), torch.ones(pairs, target + 1, dtype=whole)
+        )
+
+    def loss(self, model: nn.Module, batch: Weighted) -> Tensor:
+        smoothing = self.options.label_smoothing
+        return batch.weight * token_loss(model, batch.inputs, batch.targets, smoothing=smoothing)
+
+    # --- measuring -----------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        split: str,
+        *,
+        thorough: bool,
+        dtype: torch.dtype,
+        processes: Processes | None = None,
+    ) -> dict[str, float]:
+        o = self.options
+        pairs = None if thorough else o.eval_pairs
+        source, target = (side[:pairs] for side in self._encoded[split])
+        found = {"loss": mean_loss(model, source, target, tokens=o.batch_tokens, dtype=dtype)}
+        if thorough:
+            found["bleu"] = bleu(self.translations(model, split), self.corpus.splits[split][1])
+        return found
+
+    @cached_property
+    def _latest(self) -> dict[str, list[str]]:
+        """By split, what was translated last."""
+        return {}
+
+    def translations(self, model: nn.Module, split: str) -> list[str]:
+        """The model's translation of each source text of a split."""
+        assert isinstance(model, Translator)
+        o = self.options
+        found = translate(
+            model,
+            self._encoded[split][0],
+            beam=o.beam,
+            penalty=o.length_penalty,
+            most=o.max_length + 1,
+        )
+        self._latest[split] = [self.vocabularies.decode(tokens) for tokens in found]
+        return self._latest[split]
+
+    @torch.no_grad()
+    def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        ids = self._encoded["validation"][0][0][:PROBE].unsqueeze(0)
+        ids = ids.to(next(model.parameters()).device)
+        training = model.training
+        logits = model.eval()(ids, probe_of(ids))
+        model.train(training)
+        return ids.cpu(), logits.float().cpu()
+
+    # --- what is written -----------------------------------------------------------------------
+
+    def save_assets(self, model: nn.Module, directory: Path) -> None:
+        self.vocabularies.save(directory / "vocabulary")
+        folder = directory / "model"
+        folder.mkdir(exist_ok=True)
+        o = self.options
+        how = {
+            "source": o.source,
+            "target": o.target,
+            "lowercase": o.lowercase,
+            "max_length": o.max_length,
+            "beam": o.beam,
+            "length_penalty": o.length_penalty,
+        }
+        text = json.dumps({"network": self._description, "translation": how}, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+    def exhibits(self, model: nn.Module) -> dict[str, bytes]:
+        """The test translations, as sacrebleu's command reads them, and some to look at."""
+        sources, references = self.corpus.splits["test"]
+        found = self._latest.get("test") or self.translations(model, "test")
+        every = max(1, len(found) // SAMPLES)
+        rows = list(zip(sources, references, found, strict=True))[::every][:SAMPLES]
+        samples = {
+            "columns": [self.options.source, self.options.target, "translation"],
+            "rows": rows,
+        }
+        return {
+            f"test.{self.options.target}": _as_lines(references),
+            f"translation.{self.options.target}": _as_lines(found),
+            "samples.json": json.dumps(samples, ensure_ascii=False, indent=1).encode(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return asdict(self.options)
+
+    def describe(self) -> str:
+        """The corpus and its vocabularies in a sentence."""
+        pairs = ", ".join(f"{name} {len(s[0]):,}" for name, s in self.corpus.splits.items())
+        sizes = self.vocabularies.sizes
+        words = (
+            f"{sizes[0]:,}"
+            if self.options.vocabulary == "shared"
+            else "{:,} and {:,}".format(*sizes)
+        )
+        epoch = -(-len(self.batches(0)) // self.options.accumulate)
+        return (
+            f"{self.corpus.name} {self.corpus.source}-{self.corpus.target}: pairs {pairs}; vocabulary "
+            f"{words}; an epoch is {epoch:,} steps of about {self.units_per_step:,} tokens"
+        )
+
+    def notes(self) -> list[str]:
+        """What happened to the data, in sentences."""
+        found = list(self.corpus.notes)
+        if self.left_out:
+            found.append(
+                f"{self.left_out:,} training pairs are longer than {self.options.max_length} tokens and "
+                "left out (--max-length)"
+            )
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        corpus, sizes = self.corpus, self.vocabularies.sizes
+        of = json.dumps([corpus.fingerprint, sizes, PAD]).encode()
+        return {
+            **corpus.summary(),
+            "vocabularies": list(sizes),
+            "bleu": bleu_signature(),
+            "fingerprint": hashlib.sha256(of).hexdigest(),
+        }
+
+
+def _as_lines(texts: list[str]) -> bytes:
+    return "".join(f"{text}\n" for text in texts).encode()
