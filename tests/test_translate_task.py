@@ -85,7 +85,7 @@ def run(directory, task, method=METHOD, **options):
 def test_it_learns_to_translate(tmp_path, data, geometry):
     exact = {"dropout": 0.0, "attention_dropout": 0.0, "label_smoothing": 0.0}
     task = make_task(data, geometry=geometry, dim=32, batch_tokens=400, **exact)
-    result = run(tmp_path / "run", task, FullRank(), steps=180, lr=0.01, eval_every=45)
+    result = run(tmp_path / "run", task, FullRank(), steps=180, lr=0.004, eval_every=45)
     assert result["test_bleu"] > 95
     assert result["test_loss"] < 0.05
     measured = [
