@@ -13,14 +13,11 @@ Results go to benchmarks/results/hyperbolic/.
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hyperbolic_report import collect
+from workers import Workers
 
 HERE = Path(__file__).parent
 # In this order two workers end at about the same time, and never have both of the large graphs, which would
@@ -47,48 +44,14 @@ OPTIONS = (
 
 
 def command(name: str, given: argparse.Namespace) -> list[str]:
-    """The comparison of one task, as it is typed."""
+    """The comparison of one task, as it is typed behind `spectrain`."""
     file, predict, rates = TASKS[name]
     return [
-        *(sys.executable, "-m", "spectrain", "compare", "graph", *OPTIONS),
+        *("compare", "graph", *OPTIONS),
         *("--data", str(given.data / file), "--predict", predict, "--sweep-lr", rates),
         *("--steps", str(given.steps), "--seeds", str(given.seeds)),
         *("--out", str(given.out / name)),
     ]
-
-
-class Workers:
-    """The comparisons that run now; one Ctrl-C is passed on to each of them, and none begins any more."""
-
-    def __init__(self) -> None:
-        self.running: set[subprocess.Popen[bytes]] = set()
-        self.stopped = False
-
-    def stop(self, *_: object) -> None:
-        print("stopping; the same command continues", flush=True)
-        self.stopped = True
-        for process in self.running:
-            process.send_signal(signal.SIGINT)
-
-    def run(self, name: str, given: argparse.Namespace) -> int:
-        """One task to its end; its exit code. What it prints goes to a file beside its directory."""
-        if self.stopped:
-            return 130
-        given.out.mkdir(parents=True, exist_ok=True)
-        with (given.out / f"{name}.log").open("a", encoding="utf-8") as log:
-            print(f"{name}: begins, see {log.name}", flush=True)
-            process = subprocess.Popen(
-                command(name, given),
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
-        print(f"{name}: {'done' if code == 0 else f'ended with {code}'}", flush=True)
-        return code
 
 
 def main() -> None:
@@ -101,18 +64,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "hyperbolic")
     parser.add_argument("--collect", action="store_true", help="only write the tables")
     given = parser.parse_args()
-    codes = []
+    code = 0
     if not given.collect:
         if given.data is None or not given.data.is_dir():
             parser.error(
                 "the graphs are not part of this repository: give their folder with --data"
             )
-        workers = Workers()
-        signal.signal(signal.SIGINT, workers.stop)
-        with ThreadPoolExecutor(given.workers) as pool:
-            codes = list(pool.map(lambda name: workers.run(name, given), given.only))
+        workers = Workers(given.out)
+        code = workers.run_all(given.only, lambda name: command(name, given), given.workers)
     collect(given.out, list(TASKS))
-    sys.exit(max(codes, default=0))
+    sys.exit(code)
 
 
 if __name__ == "__main__":
