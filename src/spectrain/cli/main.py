@@ -17,6 +17,7 @@ import click
 from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
 from spectrain.cli.graph import compare_graph, train_graph
+from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
 from spectrain.errors import SpectrainError
@@ -35,6 +36,7 @@ def cli() -> None:
     spectrain train lm --method sst --method.rank 64 --out runs/a
     spectrain compare lm --methods full,sst,lora --sweep-lr 1e-3,4e-3 --out runs/b
     spectrain train graph --method sst --method.rank 2 --out runs/tree
+    spectrain train image --method sst --method.rank 8 --out runs/digits
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
 
@@ -54,8 +56,10 @@ def compare() -> None:
 
 train.add_command(train_lm)
 train.add_command(train_graph)
+train.add_command(train_image)
 compare.add_command(compare_lm)
 compare.add_command(compare_graph)
+compare.add_command(compare_image)
 for _command in (demo, plan, merge, list_methods):
     cli.add_command(_command)
 
