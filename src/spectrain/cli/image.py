@@ -98,7 +98,7 @@ def _compare_image(
 RANK = click.Option(["--rank"], type=int, default=8, show_default=True, help="rank of every method")
 RATES = click.Option(
     ["--sweep-lr"],
-    default="5e-4,1e-3,2e-3",
+    default="1e-3,2e-3,4e-3",
     show_default=True,
     help="learning rates of the matrices that each method tries on the first seed; the best on "
     "validation data is used for the report",

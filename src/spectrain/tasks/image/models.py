@@ -156,7 +156,9 @@ def build(description: dict[str, Any]) -> ImageNetwork:
             return Perceptron(**settings)
         if kind == "vit":
             return VisionTransformer(**settings)
+    except UsageError:
+        raise
     except (TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"no network can be built of {description}: {reason}") from None
+        raise UsageError(f"no network can be built of this description: {reason}") from None
     raise UsageError(f"architecture {kind!r} is none of mlp and vit")
