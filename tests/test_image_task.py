@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import every_default
 from click.testing import CliRunner
+from test_run_processes import close, joined
 from tiny import final, last, rows
 from torch import nn
 from torch.nn import functional as F
@@ -142,7 +143,8 @@ def test_a_block_is_that_of_torch():
     joined = (block.query, block.key, block.value)
     with torch.no_grad():
         known.self_attn.in_proj_weight.copy_(torch.cat([part.weight for part in joined]))
-        known.self_attn.in_proj_bias.copy_(torch.cat([part.bias for part in joined]))
+        biases = block.query.bias, torch.zeros(16), block.value.bias
+        known.self_attn.in_proj_bias.copy_(torch.cat(biases))
     pairs = (known.self_attn.out_proj, block.output), (known.linear1, block.up)
     for theirs, ours in (*pairs, (known.linear2, block.down)):
         theirs.load_state_dict(ours.state_dict())
@@ -251,6 +253,19 @@ def test_patience_chooses_by_accuracy(tmp_path):
     assert result["validation_accuracy"] == max(seen.values()) == seen[result["best_step"]]
 
 
+def train_in_pair(directory, options):
+    return joined(run, directory, METHOD, make_task(ImageClassification, **VIT), **options)
+
+
+def test_two_processes_train_as_one_and_show_the_same(pair, tmp_path):
+    run(tmp_path / "one", task=make_task(ImageClassification, **VIT), steps=9)
+    for name, shard in (("ddp", False), ("shard", True)):
+        results = pair.call(train_in_pair, tmp_path / name, {"steps": 9, "shard": shard})
+        assert results[0] == results[1]
+        close(tmp_path / "one", tmp_path / name)
+        assert (tmp_path / name / "mistakes.png").stat().st_size > 1000
+
+
 # --- measuring ---------------------------------------------------------------------------------
 
 
@@ -316,11 +331,11 @@ def test_the_picture_shows_the_most_confident_mistakes(monkeypatch):
     probabilities = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.05, 0.95], [0.6, 0.4]])
     drawn = mistakes(pixels, torch.tensor([0, 0, 0, 1]), probabilities, ("c" * 30, "$x$"))
     assert drawn.startswith(b"\x89PNG")
-    name = "c" * 17 + "…"
+    name = "c" * 15 + "…"
     assert shown == [
-        f"is {name}\ntaken for $x$, 95 %",
-        f"is {name}\ntaken for $x$, 70 %",
-        f"is $x$\ntaken for {name}, 60 %",
+        f"is {name}\ntaken for $x$\nat 95 %",
+        f"is {name}\ntaken for $x$\nat 70 %",
+        f"is $x$\ntaken for {name}\nat 60 %",
     ]
     assert mistakes(pixels, torch.tensor([0, 1, 1, 0]), probabilities, ("a", "b")) is None
 

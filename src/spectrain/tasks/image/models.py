@@ -121,7 +121,7 @@ class Block(nn.Module):
         self.heads = heads
         self.attention_norm = nn.LayerNorm(dim)
         self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)  # it would move all scores of a query alike
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
         self.feed_forward_norm = nn.LayerNorm(dim)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 COLUMNS = 6
 MOST = 18  # images in the picture
-LONGEST = 18  # characters of a class's name
+LONGEST = 16  # characters of a class's name
 
 
 def mistakes(
@@ -26,14 +26,14 @@ def mistakes(
         return None
     chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)[:MOST]].tolist()
     rows = -(-len(chosen) // COLUMNS)
-    figure = Figure(figsize=(1.5 * COLUMNS, 1.95 * rows), dpi=120, layout="constrained")
+    figure = Figure(figsize=(1.5 * COLUMNS, 2.05 * rows), dpi=120, layout="constrained")
     for axes in figure.subplots(rows, COLUMNS, squeeze=False).flat:
         axes.axis("off")
     for axes, number in zip(figure.axes, chosen, strict=False):
         image = pixels[number].permute(1, 2, 0).squeeze(-1).numpy()
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         is_, taken = (_short(classes[int(of[number])]) for of in (labels, predicted))
-        text = f"is {is_}\ntaken for {taken}, {100 * confidence[number]:.0f} %"
+        text = f"is {is_}\ntaken for {taken}\nat {100 * confidence[number]:.0f} %"
         axes.set_title(text, fontsize=8, parse_math=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
