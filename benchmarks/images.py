@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -164,12 +165,12 @@ def main() -> None:
             parser.error(
                 "the images are not part of this repository: give their folder with --data"
             )
-        # Ctrl-C reaches both processes; the other one saves and says so.
-        try:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            code = subprocess.run(command(given), env=environment, check=False).returncode
-        except KeyboardInterrupt:
-            code = 130
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command(given), env=environment)
+        # A Ctrl-C reaches both processes, and the other one saves; what only this one hears is passed on.
+        signal.signal(signal.SIGINT, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        code = process.wait()
     collect(given.out)
     sys.exit(code)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from cases import every_default
 from click.testing import CliRunner
-from test_run_processes import close, joined
 from tiny import final, last, rows
 from torch import nn
 from torch.nn import functional as F
@@ -251,19 +250,6 @@ def test_patience_chooses_by_accuracy(tmp_path):
     result = run(tmp_path / "run", steps=40, eval_every=4, patience=8, lr=2e-2)
     seen = {r["step"]: r["validation_accuracy"] for r in rows(tmp_path / "run") if "loss" not in r}
     assert result["validation_accuracy"] == max(seen.values()) == seen[result["best_step"]]
-
-
-def train_in_pair(directory, options):
-    return joined(run, directory, METHOD, make_task(ImageClassification, **VIT), **options)
-
-
-def test_two_processes_train_as_one_and_show_the_same(pair, tmp_path):
-    run(tmp_path / "one", task=make_task(ImageClassification, **VIT), steps=9)
-    for name, shard in (("ddp", False), ("shard", True)):
-        results = pair.call(train_in_pair, tmp_path / name, {"steps": 9, "shard": shard})
-        assert results[0] == results[1]
-        close(tmp_path / "one", tmp_path / name)
-        assert (tmp_path / name / "mistakes.png").stat().st_size > 1000
 
 
 # --- measuring ---------------------------------------------------------------------------------
