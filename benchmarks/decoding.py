@@ -103,10 +103,10 @@ def main() -> None:
     where = machine(torch.device("cpu"))
     lines = [
         "# Beam search\n",
-        "Made by `python benchmarks/decoding.py --data FOLDER`: d = 128, three layers, Multi30K's test_2016_flickr, "
+        "Made by `python benchmarks/decoding.py --data FOLDER`: d = 128, three layers, test_2016_flickr, "
         f"random weights ({where['processor']}, {where['threads']} threads).\n",
-        "| geometry | 1,000 sentences, beam 4 | tokens computed a beam | time without kept keys and values, "
-        "over with | same translations |",
+        "| geometry | 1,000 sentences, beam 4 | tokens computed a beam | time without kept keys and "
+        "values, over with | same translations |",
         "|---|--:|--:|--:|--:|",
         *rows,
     ]

@@ -17,6 +17,7 @@ import click
 from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
 from spectrain.cli.graph import compare_graph, train_graph
+from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
 from spectrain.cli.translate import compare_translate, train_translate, translate
@@ -38,6 +39,7 @@ def cli() -> None:
     spectrain train graph --method sst --method.rank 2 --out runs/tree
     spectrain train translate --method sst --method.rank 16 --out runs/numbers
     spectrain translate runs/numbers < text.de          use what was trained
+    spectrain train image --method sst --method.rank 8 --out runs/digits
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
 
@@ -61,6 +63,8 @@ train.add_command(train_translate)
 compare.add_command(compare_lm)
 compare.add_command(compare_graph)
 compare.add_command(compare_translate)
+train.add_command(train_image)
+compare.add_command(compare_image)
 for _command in (demo, plan, merge, translate, list_methods):
     cli.add_command(_command)
 

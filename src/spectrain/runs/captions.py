@@ -1,12 +1,42 @@
 """What is written under the pictures of a report."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spectrain.runs.plots import memory_picture
 from spectrain.runs.scores import table_order
 from spectrain.tasks.score import LOSS, Score
 
-EMBEDDING = "embedding.png"  # in a run directory; the task draws it
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A picture in a run directory, which the task drew of the trained model."""
+
+    file: str
+    caption: str  # in the report of a run
+    heading: str  # of its section in the report of a comparison
+    lead: str  # the sentence that begins this section
+    of_arm: str  # what its pictures show, behind the name of an arm
+
+
+EXHIBITS = (
+    Exhibit(
+        "embedding.png",
+        "The nodes as the network places them, in two dimensions: hyperbolic ones in the "
+        "Poincaré disk, around their centroid, others by their two leading directions.",
+        "Embeddings",
+        "The embedding of the nodes at the end, projected to two dimensions.",
+        "where it puts the nodes.",
+    ),
+    Exhibit(
+        "mistakes.png",
+        "Test images that the network takes for something else, those first about which it is most "
+        "confident; with the class that each is of, and the probability of the one it is taken for.",
+        "Mistakes",
+        "Test images that are taken for something else, the most confident mistakes first.",
+        "its most confident mistakes.",
+    ),
+)
 _BAND = "mean over seeds, with a band of one standard deviation"
 
 
@@ -33,6 +63,5 @@ def captions(scores: Sequence[Score]) -> dict[str, str]:
         "step; a dotted line marks the best step, where one was chosen.",
         "spectra.png": "Singular values of weight matrices at the start (dashed) and at the end "
         "(solid).",
-        EMBEDDING: "The nodes as the network places them, in two dimensions: hyperbolic ones in the "
-        "Poincaré disk, around their centroid, others by their two leading directions.",
+        **{exhibit.file: exhibit.caption for exhibit in EXHIBITS},
     }

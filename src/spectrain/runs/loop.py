@@ -329,7 +329,9 @@ class Training:
         scores = _named("validation", self._evaluate("validation", True))
         scores |= _named("test", self._evaluate("test", True))
         last = spectra(self.model, "final", {})
-        result: dict[str, Any] = self.team.decide(lambda: self._conclude(scores, last))
+        # By all processes, though one writes: a sharded model answers only if all of them ask.
+        shown = self.team.inside(self.loss, lambda: self.task.exhibits(self.model))
+        result: dict[str, Any] = self.team.decide(lambda: self._conclude(scores, last, shown))
         detach(self.model)
         return result
 
@@ -341,12 +343,14 @@ class Training:
         found = checkpoint.at(self.saver.folder, best, self.saver.run)
         restore(found, self.model, self.optimizer, self.options.build_optimizer)
 
-    def _conclude(self, scores: dict[str, float], last: dict[str, Any]) -> dict[str, Any]:
+    def _conclude(
+        self, scores: dict[str, float], last: dict[str, Any], shown: dict[str, bytes]
+    ) -> dict[str, Any]:
         """Write the last row, the spectra, what there is to see, and the result."""
         measured = self.now.best_step if self.options.patience else self.now.step
         self.log.record(step=measured, **scores)
         add_last_spectra(self.directory, last)
-        for name, content in self.task.exhibits(self.model).items():
+        for name, content in shown.items():
             write_atomic(self.directory / name, content)
         result = self._result({**scores, "failed": None})
         write_json(self.directory / "result.json", result)

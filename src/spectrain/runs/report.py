@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrain.errors import RunError, UsageError
-from spectrain.runs.captions import EMBEDDING, captions
+from spectrain.runs.captions import EXHIBITS, Exhibit, captions
 from spectrain.runs.compare import Comparison, load_comparison
 from spectrain.runs.files import write_atomic
 from spectrain.runs.page import (
@@ -68,7 +68,7 @@ def _comparison(comparison: Comparison) -> tuple[str, str]:
         notes(summary.footnotes),
         "<h2>Curves</h2>",
         figures([(path, under[path.name]) for path in plot_comparison(comparison)]),
-        *_embeddings(comparison),
+        *(part for exhibit in EXHIBITS for part in _of_arms(exhibit, comparison)),
         *_samples_of_arms(comparison),
         "<h2>Schedules</h2>",
         "<p>What happens to the factors during training, here and in each method's paper.</p>",
@@ -87,24 +87,23 @@ def _comparison(comparison: Comparison) -> tuple[str, str]:
     return title, "\n".join(parts)
 
 
-def _embeddings(comparison: Comparison) -> list[str]:
-    """What tasks drew of embeddings, one for each arm; no section if they drew none."""
+def _of_arms(exhibit: Exhibit, comparison: Comparison) -> list[str]:
+    """The section of an exhibit, one picture for each arm; none if the task drew none."""
     plan = comparison.plan
     first = [trials[0] for trials in drawn_trials(comparison).values()]
     pictures = [
-        (path, f"{describe(plan, trial)}: where it puts the nodes.")
+        (path, f"{describe(plan, trial)}: {exhibit.of_arm}")
         for trial in first
-        if (path := _embedding(comparison.trial_directory(trial))) is not None
+        if (path := _drawn(exhibit, comparison.trial_directory(trial))) is not None
     ]
     if not pictures:
         return []
-    what = "<p>The embedding of the nodes at the end, projected to two dimensions.</p>"
-    return ["<h2>Embeddings</h2>", what, figures(pictures)]
+    return [f"<h2>{exhibit.heading}</h2>", f"<p>{exhibit.lead}</p>", figures(pictures)]
 
 
-def _embedding(directory: Path) -> Path | None:
-    """The picture of the embedding in a run directory, if the task drew one."""
-    path = directory / EMBEDDING
+def _drawn(exhibit: Exhibit, directory: Path) -> Path | None:
+    """The exhibit's picture in a run directory, if the task drew one."""
+    path = directory / exhibit.file
     if not path.is_file():
         return None
     try:
@@ -179,8 +178,8 @@ def _run(directory: Path, config: Mapping[str, Any]) -> tuple[str, str]:
     method = config.get("method") or {}
     scores = scores_from_json(config)
     under = captions(scores)
-    embedding = _embedding(directory)
-    drawn = [*plot_run(directory), *([embedding] if embedding else [])]
+    exhibits = (_drawn(exhibit, directory) for exhibit in EXHIBITS)
+    drawn = [*plot_run(directory), *filter(None, exhibits)]
     parts = [
         "<h2>Summary</h2>",
         definitions(run_summary(directory, read_result(directory), scores)),

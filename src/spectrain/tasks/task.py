@@ -79,7 +79,8 @@ class Task(Protocol):
     def exhibits(self, model: nn.Module) -> dict[str, bytes]:
         """Files for the run directory that show the trained model to people, by name.
 
-        The report shows embedding.png, a picture, and samples.json, a table: "columns" and "rows" of text.
+        The report shows the pictures embedding.png and mistakes.png, and samples.json as a table:
+        "columns" and "rows" of text. Of several processes each one calls this, as it does `evaluate`.
         """
 
     def settings(self) -> dict[str, Any]:
