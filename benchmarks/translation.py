@@ -34,7 +34,7 @@ SIZES = {
 OPTIONS = (
     *("--source", "de", "--target", "en", "--test-set", "test_2016_flickr"),
     *("--methods", "full,sst,relora,lora,galore", "--extend", "0"),
-    *("--layers", "3", "--heads", "4", "--norm", "post", "--vocab-size", "4000"),
+    *("--layers", "3", "--heads", "4", "--vocab-size", "4000"),
     *("--batch-tokens", "1024", "--eval-every", "300", "--checkpoint-every", "0", "--keep", "1"),
     # Periods are the paper's times this run's steps over its 40,000, and no shorter than a warm-up lets be.
     *("--sst.resample-every", "50", "--sst.warmup", "5"),
@@ -60,9 +60,8 @@ ARMS = {
 def command(name: str, given: argparse.Namespace) -> list[str]:
     """The comparison of one size and geometry, as it is typed behind `spectrain`."""
     geometry, dim = SIZES[name]
-    norm = () if geometry == "euclidean" else ("--norm", "post")
     return [
-        *("compare", "translate", *OPTIONS, *norm, "--data", str(given.data)),
+        *("compare", "translate", *OPTIONS, "--data", str(given.data)),
         *("--geometry", geometry, "--dim", str(dim), "--rank", f"{dim // 8},{dim // 16}"),
         *("--sweep-lr", "2e-3,4e-3,8e-3", "--steps", str(given.steps)),
         *("--seeds", str(given.seeds), "--out", str(given.out / name)),

@@ -285,7 +285,7 @@ def test_padding_is_on_the_right():
         ({"dim": 30, "heads": 4}, "4 heads cannot divide dim 30"),
         ({"dim": 4, "heads": 4}, "parts of at least 2"),
         ({"source": "en"}, "source and target are both 'en'"),
-        ({"geometry": "hyperbolic", "norm": "pre"}, "has no LayerNorm"),
+        ({"geometry": "hyperbolic", "norm": "post"}, "has no LayerNorm"),
         ({"batch_tokens": 100}, "give at least 129"),
         ({"curvature": 0.0}, "curvature"),
         ({"label_smoothing": 1.0}, "label_smoothing"),

@@ -37,7 +37,7 @@ class Corpus:
         """Changes with any text in any split."""
         digest = hashlib.sha256()
         for split, sides in self.splits.items():
-            for texts in (split.splitlines(), *sides):
+            for texts in ([split], *sides):
                 digest.update(json.dumps(texts).encode())
         return digest.hexdigest()
 
@@ -165,10 +165,10 @@ def _lines(first: Path, second: Path) -> Pairs:
 
 def _columns(path: Path, text: str) -> Pairs:
     pairs: Pairs = ([], [])
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        columns = line.split("\t")
+        columns = line.rstrip("\r").split("\t")
         if len(columns) != 2:
             raise UsageError(
                 f"{path} line {number} has {len(columns)} columns; two are expected, the source text and "

@@ -31,7 +31,7 @@ def describe(options: TranslateOptions, sizes: tuple[int, int]) -> dict[str, Any
         "dropout": o.dropout,
         "attention_dropout": o.attention_dropout,
     }
-    own = {"curvature": o.curvature} if o.geometry == "hyperbolic" else {"norm": o.norm}
+    own = {"curvature": o.curvature} if o.geometry == "hyperbolic" else {"norm": o.norm or "pre"}
     return description | own
 
 

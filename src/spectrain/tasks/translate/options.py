@@ -47,10 +47,11 @@ class TranslateOptions:
     feedforward: int | None = option(
         None, help="width of the feed-forward parts; default: 4 d", minimum=2
     )
-    norm: str = option(
-        "post",
-        help="LayerNorm after each part, as published, or before it (euclidean)",
-        choices=("post", "pre"),
+    norm: str | None = option(
+        None,
+        help="LayerNorm of the euclidean network before each part, which learns faster, or after it, as first "
+        "published; default: pre",
+        choices=("pre", "post"),
     )
     curvature: float = option(-1.0, help="of the hyperbolic space", symbol="K", below=0.0)
     dropout: float = option(0.1, help="of embeddings and parts", minimum=0.0, below=1.0)
@@ -91,7 +92,7 @@ class TranslateOptions:
             raise UsageError(
                 f"train translate: source and target are both {self.source!r}; give two languages"
             )
-        if self.geometry == "hyperbolic" and self.norm == "pre":
+        if self.geometry == "hyperbolic" and self.norm is not None:
             raise UsageError(
                 "train translate: the hyperbolic network has no LayerNorm; leave --norm out"
             )
