@@ -49,8 +49,8 @@ class TranslateOptions:
     )
     norm: str | None = option(
         None,
-        help="LayerNorm of the euclidean network before each part, which learns faster, or after it, as first "
-        "published; default: pre",
+        help="LayerNorm of the euclidean network before each part, which learns faster, or after it, as "
+        "first published; default: pre",
         choices=("pre", "post"),
     )
     curvature: float = option(-1.0, help="of the hyperbolic space", symbol="K", below=0.0)
