@@ -305,9 +305,9 @@ class Attachment:
         if factor == 1.0:
             return
         # Looked up anew each time: loading an optimizer's state dict replaces its group objects.
-        groups = _unique(self.moments.group(p) for m in layers for p in m.factors().values())
-        for group in groups:
-            if any(group is own for own in optimizer.param_groups):
+        factors = {id(p) for layer in layers for p in layer.factors().values()}
+        for group in optimizer.param_groups:
+            if any(id(p) in factors for p in group["params"]):
                 self._scaled.append((group, group["lr"]))
                 group["lr"] = group["lr"] * factor
 

@@ -97,8 +97,8 @@ class Parametrization(nn.Module):
         """Trainable parameters that stand for W, by name (the bias is not one of them)."""
         return {
             name: p
-            for name, p in self.named_parameters(recurse=False)
-            if p.requires_grad and name != "bias"
+            for name, p in self._parameters.items()
+            if p is not None and p.requires_grad and name != "bias"
         }
 
     def leaves(self) -> tuple[Tensor, ...]:
@@ -209,7 +209,7 @@ def thin_product(
     a: Tensor,  # (B, r), r small
     b: Tensor,  # (B, n)
 ) -> Tensor:  # (r, n), contiguous
-    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU, but ten times slower where r is 2 to 8.
+    """aᵀ b, formed as (bᵀ a)ᵀ, which is faster on a CPU, but three times slower where r is 2 to 8.
 
     Both is measured by benchmarks/thin_products.py.
     """
