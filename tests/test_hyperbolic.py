@@ -226,6 +226,24 @@ def test_dropout_of_attention_leaves_means():
     assert torch.equal(layer.eval()(x), layer(x))
 
 
+def test_dropout_of_attention_is_a_mean_over_what_it_leaves():
+    """Whatever weights are left of equal points is that point; where none is left, the origin."""
+    layer = LorentzAttention(8, heads=2, dropout=0.6)
+    x, alike = points(6, 7, -1.0, torch.float32), points(1, 3, -1.0, torch.float32)
+    keys, _ = layer.keys_values(x)
+    seen = []
+    layer.output.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    torch.manual_seed(0)
+    for _ in range(20):
+        layer.attend(x, keys, alike.expand(2, 6, 4))
+    found = torch.stack(seen).unflatten(-1, (2, 4))
+    origin = torch.eye(4)[0]
+    is_alike = (found - alike[0]).abs().amax(-1) < 1e-4
+    is_origin = (found - origin).abs().amax(-1) < 1e-4
+    assert (is_alike | is_origin).all()
+    assert is_alike.float().mean() > 0.8
+
+
 def test_convolution_is_a_layer_and_a_mean():
     layer = LorentzGraphConvolution(5, 4, curvature=-0.5).double()
     x, w = points(6, 4, -0.5), weights(6, 6)

@@ -99,6 +99,32 @@ def test_tables_and_records(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_a_plain_file_counts_before_a_compressed_one(tmp_path):
+    path = folder(tmp_path / "c")
+    lines(path / "train.de.gz", texts(60, "alt"), gzip.compress)
+    assert load(path).splits["train"][0][0] == "train Katze 0"
+
+
+def test_a_text_is_one_line(tmp_path):
+    records = [{"de": f"Katze {i}\nund Hund", "en": f"cat\r\n{i}\u2028and dog"} for i in range(40)]
+    lines(tmp_path / "c.jsonl", [json.dumps(record) for record in records])
+    corpus = load(tmp_path / "c.jsonl")
+    for a, b in corpus.splits.values():
+        assert all(len(text.splitlines()) == 1 for text in (*a, *b))
+    assert corpus.splits["train"][1][0].endswith("and dog")
+
+
+def test_what_is_held_out_is_not_learned_from(tmp_path):
+    for side in ("de", "en"):
+        lines(tmp_path / f"c.{side}", [f"{side} {i % 50}" for i in range(400)])
+    corpus = load(tmp_path / "c")
+    held = {*corpus.splits["test"][0], *corpus.splits["validation"][0]}
+    assert not held & {*corpus.splits["train"][0]}
+    assert "pairs with the same source text are left out" in corpus.notes[0]
+    with pytest.raises(UsageError, match="is no folder of splits"):
+        load(tmp_path / "c", test_set="test")
+
+
 def test_empty_sides_and_lower_case(tmp_path):
     path = folder(tmp_path / "c")
     lines(path / "train.de", ["Eine Katze", " ", "Hund", *texts(57, "Katze")])

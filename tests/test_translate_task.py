@@ -25,6 +25,7 @@ from spectrain.runs.jobs import train
 from spectrain.runs.options import RunOptions
 from spectrain.runs.view import Silent
 from spectrain.surgery import apply, parametrized
+from spectrain.tasks.translate.evaluate import bleu, bleu_metric, bleu_signature
 from spectrain.tasks.translate.options import TranslateOptions
 from spectrain.tasks.translate.plain import load_translator
 from spectrain.tasks.translate.recipes import RECIPES, recipe_for
@@ -190,7 +191,8 @@ def test_long_pairs_are_left_out_and_said(data):
     assert task.left_out == 0
     task = make_task(data, max_length=8, vocab_size=259)
     assert task.left_out > 0
-    assert "training pairs are longer than 8 tokens" in task.notes()[-1]
+    assert "training pairs are longer than 8 tokens" in task.notes()[0]
+    assert "source texts of test are longer than 8 tokens and cut" in task.notes()[-1]
 
 
 # --- plain checkpoints -------------------------------------------------------------------------
@@ -201,8 +203,9 @@ def test_long_pairs_are_left_out_and_said(data):
 def test_a_merged_translator_is_plain_and_translates_the_same(tmp_path, data, geometry, vocabulary):
     task = make_task(data, geometry=geometry, vocabulary=vocabulary)
     run(tmp_path / "run", task, steps=40)
-    done = export(tmp_path / "run", tmp_path / "plain")
+    done = export(tmp_path / "run", tmp_path / "plain", shard_size="8KB")
     assert done.difference <= 1e-4 * max(1, done.largest)
+    assert len(list((tmp_path / "plain").glob("*.safetensors"))) > 1
     translator = load_translator(tmp_path / "plain")
     assert not list(parametrized(translator.model))
     found = translator(task.corpus.splits["test"][0])
@@ -210,13 +213,15 @@ def test_a_merged_translator_is_plain_and_translates_the_same(tmp_path, data, ge
         "".join(f"{text}\n" for text in found) == (tmp_path / "run" / "translation.en").read_text()
     )
     assert translator(["", "zwei drei", " "], beam=1)[::2] == ["", ""]
+    assert translator([" zwei  drei\n"]) == translator(["zwei  drei"])
+    assert translator.cut(["zwei drei", "zwei " * 40]) == 1
     config = read_json(tmp_path / "plain" / "config.json")
     config["network"]["dim"] = 16
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
     with pytest.raises(RunError, match="cannot be loaded"):
         load_translator(tmp_path / "plain")
     (tmp_path / "plain" / "config.json").write_text("[]")
-    with pytest.raises(UsageError, match="describes no translator"):
+    with pytest.raises(UsageError, match="describes no such network"):
         load_translator(tmp_path / "plain")
 
 
@@ -256,7 +261,7 @@ def test_train_and_translate(tmp_path, data):
         == found.output
     )
     assert "no run" in str(command(translate, tmp_path / "plain", "--checkpoint", "last").exception)
-    assert "is not UTF-8" in str(command(translate, out, input=b"\xff\xfe").exception)
+    assert "is not UTF-8 text" in str(command(translate, out, input=b"\xff\xfe").exception)
     assert "is no run" in str(command(translate, tmp_path / "none", input="a").exception)
 
 
@@ -289,21 +294,22 @@ def test_a_comparison(tmp_path, data):
 def test_recipes_are_the_published_settings():
     warm, dim = 6000, 64
     for geometry, factor in (("euclidean", 5.0), ("hyperbolic", 2.0)):
-        values = recipe_for("iwslt14", geometry, None, False)
+        values = recipe_for("iwslt14", {"geometry": geometry}, False)
         options = RunOptions(**{k: values[k] for k in ("steps", "lr", "schedule", "warmup")})
         for step in (0, 100, 5999, 20_000):
             published = factor * dim**-0.5 * min((step + 1) ** -0.5, (step + 1) * warm**-1.5)
             assert options.lr * options.rate(step) == pytest.approx(published)
-    assert recipe_for("iwslt14", "hyperbolic", 256, False)["lr"] == pytest.approx(
-        2.0 * 256**-0.5 * warm**-0.5
-    )
-    assert recipe_for("multi30k", "euclidean", None, True)["lr"] == 1e-4
-    assert recipe_for("multi30k", "euclidean", None, False)["lr"] == 3e-4
-    assert recipe_for("none", "euclidean", None, False) == {}
+    given = {"geometry": "hyperbolic", "dim": 256, "steps": 20_000}
+    values = recipe_for("iwslt14", given, False)
+    assert values["lr"] == pytest.approx(2.0 * (256 * warm / 2) ** -0.5)
+    assert "norm" not in values
+    assert recipe_for("multi30k", {}, True)["lr"] == 1e-4
+    assert recipe_for("multi30k", {}, False)["lr"] == 3e-4
+    assert recipe_for("none", {}, False) == {}
     with pytest.raises(UsageError, match="there is none, iwslt14, multi30k, iwslt17"):
-        recipe_for("wmt14", "euclidean", None, False)
+        recipe_for("wmt14", {}, False)
     for name in RECIPES:
-        values = recipe_for(name, "euclidean", None, False)
+        values = recipe_for(name, {}, False)
         fields = TranslateOptions.__dataclass_fields__, RunOptions.__dataclass_fields__
         assert all(any(key in known for known in fields) for key in values)
 
@@ -316,7 +322,8 @@ def test_a_recipe_gives_way_to_flags(tmp_path, data):
     assert not done.exception, done.output
     options = read_json(out / "config.json")["options"]
     assert (options["dim"], options["steps"], options["schedule"]) == (8, 8, "noam")
-    assert options["lr"] == pytest.approx(5.0 * (8 * 6000) ** -0.5)
+    assert options["lr"] == pytest.approx(5.0 * (8 * 0.15 * 8) ** -0.5)
+    assert options["norm"] == "pre"
 
 
 @pytest.mark.parametrize(
@@ -346,3 +353,36 @@ def test_layers_of_a_translator_are_all_found(data):
     names = [name for name, _ in parametrized(model)]
     assert "source.place.dense" in names
     assert "decoder.0.across.key.dense" in names
+
+
+def test_a_tie_of_bleu_is_decided_by_the_loss(tmp_path, data):
+    how = ("--methods", "full", "--sweep-lr", "1e-5,1e-3", "--seeds", "0", "--extend", "0")
+    done = command(
+        compare_translate, "--data", data, *SMALL[:-6], "--steps", "4", "--beam", "1", *how,
+        "--eval-every", "4", "--out", tmp_path / "cmp",
+    )  # fmt: skip
+    assert not done.exception, done.output
+    comparison = load_comparison(tmp_path / "cmp")
+    scores = {
+        t.lr: (r["validation_bleu"], r["validation_loss"]) for t, r in comparison.results.items()
+    }
+    assert scores[1e-5][0] == scores[1e-3][0] == 0
+    assert scores[1e-3][1] < scores[1e-5][1]
+    assert comparison.progress.best["full"].lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("target", "lowercase", "signature"),
+    [
+        ("en", False, "case:mixed|eff:no|tok:13a"),
+        ("pt-br", True, "case:lc|eff:no|tok:13a"),
+        ("zh_CN", False, "case:mixed|eff:no|tok:zh"),
+        ("ja", False, "case:mixed|eff:no|tok:char"),
+    ],
+)
+def test_bleu_counts_what_the_language_calls_words(target, lowercase, signature):
+    metric = bleu_metric(target, lowercase)
+    assert signature in bleu_signature(metric)
+    if target == "zh_CN":
+        texts = ["这是一个很好的测试句子"] * 3, ["这是一个很好的测试例子"] * 3
+        assert bleu(*texts, metric) == pytest.approx(80.7, abs=0.1)

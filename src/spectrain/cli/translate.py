@@ -14,15 +14,14 @@ from spectrain.cli import training
 from spectrain.cli.options import SectionedCommand, built, options_of
 from spectrain.errors import UsageError
 from spectrain.runs.options import RunOptions
-from spectrain.tasks.reading import decode
 from spectrain.tasks.translate.options import TranslateOptions
 from spectrain.tasks.translate.recipes import NOTES, RECIPES, recipe_for
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from spectrain.tasks.translate.plain import Translating
     from spectrain.tasks.translate.task import Translation
+    from spectrain.tasks.translate.translating import Translating
 
 DEFAULTS: dict[str, Any] = {"exclude": "head", "lr": 2e-3, "clip": 1.0}
 NOT_HERE = ("compile", "shard")  # batches change their shape; their rows have unequal weights
@@ -133,9 +132,8 @@ def _settled(values: dict[str, Any], recipe: str, *, full_rank: bool) -> dict[st
     """The values with the recipe's where no flag gave one."""
     source = click.get_current_context().get_parameter_source
     silent = None, ParameterSource.DEFAULT  # None: not an option of this command
-    dim = None if source("dim") in silent else values["dim"]
-    found = recipe_for(recipe, values["geometry"], dim, full_rank)
-    return values | {name: value for name, value in found.items() if source(name) in silent}
+    given = {name: value for name, value in values.items() if source(name) not in silent}
+    return values | recipe_for(recipe, given, full_rank) | given
 
 
 def _task(options: TranslateOptions, recipe: str, console: Console) -> Translation:
@@ -165,7 +163,9 @@ def _task(options: TranslateOptions, recipe: str, console: Console) -> Translati
     help="of a run: which one; default: the one that the run's results are of",
 )
 def translate(run: Path, beam: int | None, length_penalty: float | None, which: str | None) -> None:
-    """Translate standard input, line by line, to standard output.
+    """Translate standard input, line by line, to standard output, once all of it is read.
+
+    Lines of more tokens than --max-length was in training are cut, and it is said how many.
 
     RUN is the directory of a run of `train translate`, or what `merge` made of it.
 
@@ -173,10 +173,17 @@ def translate(run: Path, beam: int | None, length_penalty: float | None, which: 
     """
     from spectrain.cli.commands import checkpoint_named
 
-    raw = sys.stdin.buffer.read()
-    texts = decode(Path("standard input"), raw).split("\n")
-    texts = [text.rstrip("\r") for text in (texts if texts[-1] else texts[:-1])]
     translator = _translator(run, checkpoint_named(which))
+    try:
+        texts = sys.stdin.buffer.read().decode("utf-8").removeprefix("\ufeff").split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"standard input is not UTF-8 text ({error.reason} at byte {error.start:,}): convert it first"
+        ) from None
+    texts = texts if texts[-1] else texts[:-1]
+    if cut := translator.cut(texts):
+        most = translator.max_length
+        click.echo(f"Warning: {cut:,} lines are longer than {most} tokens and cut", err=True)
     for text in translator(texts, beam=beam, length_penalty=length_penalty):
         click.echo(text)
 
@@ -186,7 +193,7 @@ def _translator(run: Path, which: str | int | None) -> Translating:
     from spectrain.runs.export import export
     from spectrain.tasks.translate.plain import LOADER, load_translator
 
-    if (run / "model.safetensors").is_file():
+    if not (run / "checkpoints").is_dir() and (run / "config.json").is_file():
         if which is not None:
             raise UsageError(f"--checkpoint {which}: {run} is one merged model, no run")
         return load_translator(run)

@@ -34,7 +34,9 @@ class LorentzAttention(nn.Module):
         scale: float = 10.0,
         spread: float | None = None,
     ) -> None:
-        """dropout: of the attention weights. scale, spread: as in `LorentzLinear`.
+        """dropout: of the attention weights; the others are then made to sum to 1.
+
+        scale, spread: as in `LorentzLinear`.
 
         Raises UsageError if the heads do not divide `features` into two coordinates or more each.
         """
@@ -87,10 +89,14 @@ class LorentzAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         q = self._heads(self.query(x)) * (2 / self.scale)
         with full_precision(x):  # half of it would blur ⟨q, k⟩, a difference of large products
-            # A centroid does not mind the length of z, nor that dropout changes it.
+            if dropout:  # a column of ones finds what dropout leaves of the weights' sum
+                values = F.pad(values, (0, 1), value=1.0)
             z = F.scaled_dot_product_attention(
                 q, keys, values, mask, dropout, is_causal=causal, scale=1.0
             )
+            if dropout:
+                z, total = z[..., :-1], z[..., -1:]
+                z = z / torch.where(total > 0, total, 1.0)  # where nothing is left: the origin
             together = centroid(z, self.curvature).transpose(-3, -2).flatten(-2)
         merged: Tensor = self.output(together, residual)
         return merged

@@ -11,7 +11,7 @@ from spectrain.runs.scores import SPLITS, Split, cost_of
 from spectrain.runs.words import figure, rate_text
 from spectrain.tasks.score import LOSS, Score
 
-COUNTS = ("steps", "tokens", "epochs", "trainable_parameters", "frozen_parameters")
+COUNTS = ("steps", "tokens", "epochs", "images", "trainable_parameters", "frozen_parameters")
 
 
 def run_summary(

@@ -185,13 +185,14 @@ def _best(
     """Each arm's trial of best validation score; no entry for an arm whose trials all diverged."""
     best = {}
     for arm in plan.arms:
+        # Where the score that decides is equal, as BLEU is 0 for all bad translations, the next one does.
         costs = {
-            trial: cost_of(results[trial], "validation", plan.scores[0])
+            trial: [cost_of(results[trial], "validation", score) for score in plan.scores]
             for trial in sweep
             if trial.arm == arm.key
         }
         winner = min(costs, key=costs.__getitem__)
-        if math.isfinite(costs[winner]):
+        if math.isfinite(costs[winner][0]):
             best[arm.key] = winner
     return best
 

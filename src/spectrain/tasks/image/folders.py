@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from spectrain.errors import UsageError
 from spectrain.tasks.batch import Examples
@@ -23,6 +23,7 @@ PARTS = {
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
+    "dev": "validation",
     "test": "test",
 }
 GREY = ("1", "L", "LA", "La")
@@ -68,7 +69,7 @@ def read_class_folders(folder: Path, size: int | None) -> Images:
         if not own.any():
             raise UsageError(f"{places[part]} holds no images; put some there or delete the folder")
         parts[part] = Examples(pixels[own], labels[own])
-    unused = [path.name for path in inside if len(places) > 1 and path.name not in PARTS]
+    unused = [path.name for path in inside if places["train"] != folder and path.name not in PARTS]
     notes = (f"left out, since of no known name: {', '.join(unused[:5])}",) if unused else ()
     return images_from(folder.resolve().name, classes, parts, notes)
 
@@ -121,7 +122,9 @@ def _read(path: Path, size: int | None) -> Array:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 mode = file.mode
-                image = file.convert("L" if mode in GREY else "RGB")
+                # Photos say beside the pixels how they were held.
+                upright = ImageOps.exif_transpose(file)
+                image = upright.convert("L" if mode in GREY else "RGB")
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
     except Exception as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from spectrain.errors import RunError, UsageError
+from spectrain.errors import RunError
 from spectrain.tasks.image.models import ImageNetwork, build
+from spectrain.tasks.plain import description, load_weights
 
 FOLDERS = ("model",)
 LOADER = "spectrain.tasks.image.plain.load_network"
@@ -25,10 +24,7 @@ def load_network(directory: Path | str) -> ImageNetwork:
     """
     folder = Path(directory)
     model = _described(folder)
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RunError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from None
+    load_weights(model, folder)
     return model.eval()
 
 
@@ -40,15 +36,8 @@ def skeleton(folder: Path) -> ImageNetwork:
 
 def _described(folder: Path) -> ImageNetwork:
     """The same with new weights."""
-    path = folder / "config.json"
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    if not isinstance(description, dict):
-        raise UsageError(f"{path} describes no network")
     with torch.random.fork_rng(devices=[]):
-        return build(description)
+        return build(description(folder))
 
 
 @torch.no_grad()

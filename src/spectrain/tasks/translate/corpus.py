@@ -67,6 +67,8 @@ def load_corpus(options: TranslateOptions) -> Corpus:
         if path.is_dir():
             found = _folder(path, o, notes)
         else:
+            if o.test_set is not None:
+                raise UsageError(f"--test-set {o.test_set}: {path} is no folder of splits")
             found = _divided(_one(path, o), o.split_seed, path, notes)
     splits = {split: _cleaned(split, pairs, o, notes) for split, pairs in found.items()}
     for split, (texts, _) in splits.items():
@@ -75,11 +77,15 @@ def load_corpus(options: TranslateOptions) -> Corpus:
     return Corpus(name, o.source, o.target, splits, tuple(notes))
 
 
+def prepared(text: str, lowercase: bool) -> str:
+    """A text as it is learned from and translated: one line, without white space around."""
+    text = " ".join(text.splitlines()).strip()
+    return text.lower() if lowercase else text
+
+
 def _cleaned(split: str, pairs: Pairs, o: TranslateOptions, notes: list[str]) -> Pairs:
-    """Without white space around; in training and validation without pairs that have an empty side."""
-    sides = [[text.strip() for text in texts] for texts in pairs]
-    if o.lowercase:
-        sides = [[text.lower() for text in texts] for texts in sides]
+    """Prepared; in training and validation without pairs that have an empty side."""
+    sides = [[prepared(text, o.lowercase) for text in texts] for texts in pairs]
     if split != "test":
         whole = [(a, b) for a, b in zip(*sides, strict=True) if a and b]
         if left := len(sides[0]) - len(whole):
@@ -116,11 +122,11 @@ def _folder(folder: Path, o: TranslateOptions, notes: list[str]) -> dict[str, Pa
 
 def _files(folder: Path, language: str) -> dict[str, Path]:
     """The files of a language in a folder, by the name before it: train of train.de.gz."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         inner = path.with_suffix("") if path.suffix.lower() in DECOMPRESS else path
         if inner.suffix == f".{language}" and path.is_file():
-            found[inner.stem] = path
+            found.setdefault(inner.stem, path)  # the plain file before a compressed one
     return found
 
 
@@ -218,9 +224,16 @@ def _divided(
         )
     order = random.Random(seed).sample(range(total), size * len(parts))
     taken = {part: order[i * size : (i + 1) * size] for i, part in enumerate(parts)}
-    gone = set(order)
-    rest = [i for i in range(total) if i not in gone]
-    notes.append(f"{' and '.join(parts)}: {size:,} pairs each, divided off the data at random")
+    gone, known = set(order), {pairs[0][i] for i in order}
+    left = [i for i in range(total) if i not in gone]
+    rest = [i for i in left if pairs[0][i] not in known]
+    if not rest:
+        raise UsageError(f"{path} repeats too few texts too often to divide some off; give more")
+    repeated = len(left) - len(rest)
+    also = f"; {repeated:,} pairs with the same source text are left out" if repeated else ""
+    notes.append(
+        f"{' and '.join(parts)}: {size:,} pairs each, divided off the data at random{also}"
+    )
     chosen = {"train": rest, **taken}
     return {
         split: ([pairs[0][i] for i in rows], [pairs[1][i] for i in rows])

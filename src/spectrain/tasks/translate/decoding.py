@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from spectrain.tasks.translate.transformer import Translator
 from spectrain.tasks.translate.vocabulary import END, PAD, START
 
 ROWS = 256  # beams that are computed at a time
-SPARE = 8  # tokens that a translation may be longer than twice its source
+Length = TypeVar("Length", int, Tensor)
+SPARE = 8  # tokens by which a translation may be longer than twice its source
 
 
 def translate(
@@ -39,8 +41,7 @@ def translate(
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         texts, _ = padded(source, source, rows)
-        limit = min(most, 2 * texts.shape[1] + SPARE)
-        best = search(model, texts.to(device), beam=beam, penalty=penalty, most=limit)
+        best = search(model, texts.to(device), beam=beam, penalty=penalty, most=most)
         found |= dict(zip(rows, best, strict=True))
         progress(len(found))
     model.train(training)
@@ -58,8 +59,10 @@ def search(
 ) -> list[list[int]]:
     """The best translation of each row, in which at every length `beam` beginnings survive.
 
-    A row is done when no beginning can become better than the best end it has found.
+    A row is done when no beginning can become better than the best end it has found, or as long as it may
+    become: `most`, and not more than twice its source and `SPARE`.
     """
+    limits = (2 * (source != PAD).sum(1) + SPARE).clamp(max=most)
     state = model.begin(source)
     device, texts, K = source.device, len(source), beam
     best: list[list[int]] = [[] for _ in range(texts)]
@@ -68,7 +71,7 @@ def search(
     scores = torch.full((texts, K), -torch.inf, device=device)
     scores[:, 0] = 0.0  # all beams begin alike: only the first may branch
     tokens = torch.full((texts, K, 1), START, device=device)
-    for length in range(1, most + 1):
+    for length in range(1, int(limits.max()) + 1):
         logits = model.step(tokens[..., -1], state).float()
         logits[..., [PAD, START]] = -torch.inf
         total = scores[..., None] + logits.log_softmax(-1)
@@ -82,9 +85,9 @@ def search(
         scores, places = total.flatten(1).topk(K)
         parents, chosen = places // total.shape[2], places % total.shape[2]
         # log p only falls, so no later end of a beginning scores more than this.
-        reachable = scores[:, 0] / _norm(most, penalty)
-        open_ = reachable > best_scores[alive]
-        if length == most or not open_.any():
+        reachable = scores[:, 0] / _norm(limits, penalty)
+        open_ = (reachable > best_scores[alive]) & (length < limits)
+        if not open_.any():
             break
         rows = torch.arange(len(alive), device=device)[:, None]
         tokens = torch.cat((tokens[rows, parents], chosen[..., None]), 2)
@@ -93,10 +96,11 @@ def search(
             state.select(None, beams.flatten())
             continue
         keep = open_.nonzero()[:, 0]
-        alive, scores, tokens = alive[keep], scores[keep], tokens[keep]
+        alive, limits, scores, tokens = alive[keep], limits[keep], scores[keep], tokens[keep]
         state.select(keep, beams[keep].flatten())
     return best
 
 
-def _norm(length: int, penalty: float) -> float:
-    return float(((5 + length) / 6) ** penalty)
+def _norm(length: Length, penalty: float) -> Length:
+    found: Length = ((5 + length) / 6) ** penalty
+    return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 
 from spectrain.tasks.translate.batches import Batches
 from spectrain.tasks.translate.vocabulary import PAD
+
+UNSPACED = ("ja", "th", "lo", "km", "my", "bo", "dz")  # written without spaces, beside Chinese
 
 
 def token_loss(
@@ -62,18 +66,26 @@ def mean_loss(
     return total / count
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU in per cent, as sacrebleu computes it from raw text (Post 2018)."""
+def bleu_metric(target: str, lowercase: bool) -> Any:
+    """sacrebleu's BLEU for texts in a language, which it names in its signature.
+
+    Its tokenizer is "13a", as usual; "zh" for Chinese and single characters for other languages that are
+    written without spaces.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
-    score: float = BLEU().corpus_score(list(hypotheses), [list(references)]).score
+    language = re.split("[-_]", target.lower())[0]
+    tokenizer = "zh" if language == "zh" else "char" if language in UNSPACED else "13a"
+    return BLEU(lowercase=lowercase, tokenize=tokenizer)
+
+
+def bleu(hypotheses: Sequence[str], references: Sequence[str], metric: Any) -> float:
+    """Corpus BLEU in per cent, as sacrebleu computes it from raw text (Post 2018)."""
+    score: float = metric.corpus_score(list(hypotheses), [list(references)]).score
     return score
 
 
-def bleu_signature() -> str:
+def bleu_signature(metric: Any) -> str:
     """How `bleu` is computed, in sacrebleu's words."""
-    from sacrebleu.metrics.bleu import BLEU
-
-    metric = BLEU()
     metric.corpus_score(["a"], [["a"]])  # it knows its number of references afterwards
     return str(metric.get_signature())

@@ -16,11 +16,17 @@ from spectrain.distributed import Processes
 from spectrain.tasks.score import LOSS, Score
 from spectrain.tasks.translate.batches import Batches, Weighted
 from spectrain.tasks.translate.corpus import Corpus, load_corpus
-from spectrain.tasks.translate.decoding import translate
-from spectrain.tasks.translate.evaluate import bleu, bleu_signature, mean_loss, token_loss
+from spectrain.tasks.translate.evaluate import (
+    bleu,
+    bleu_metric,
+    bleu_signature,
+    mean_loss,
+    token_loss,
+)
 from spectrain.tasks.translate.models import build, describe
 from spectrain.tasks.translate.options import TranslateOptions
 from spectrain.tasks.translate.transformer import Translator, probe_of
+from spectrain.tasks.translate.translating import Translating
 from spectrain.tasks.translate.vocabulary import PAD, Vocabularies
 
 BLEU = Score("bleu", "BLEU", "points", True, 1.0, 2)
@@ -159,7 +165,8 @@ class Translation:
         source, target = (side[:pairs] for side in self._encoded[split])
         found = {"loss": mean_loss(model, source, target, tokens=o.batch_tokens, dtype=dtype)}
         if thorough:
-            found["bleu"] = bleu(self.translations(model, split), self.corpus.splits[split][1])
+            references = self.corpus.splits[split][1]
+            found["bleu"] = bleu(self.translations(model, split), references, self._metric())
         return found
 
     @cached_property
@@ -170,16 +177,25 @@ class Translation:
     def translations(self, model: nn.Module, split: str) -> list[str]:
         """The model's translation of each source text of a split."""
         assert isinstance(model, Translator)
-        o = self.options
-        found = translate(
-            model,
-            self._encoded[split][0],
-            beam=o.beam,
-            penalty=o.length_penalty,
-            most=o.max_length + 1,
-        )
-        self._latest[split] = [self.vocabularies.decode(tokens) for tokens in found]
+        self._latest[split] = self._translating(model)(self.corpus.splits[split][0])
         return self._latest[split]
+
+    def _translating(self, model: Translator) -> Translating:
+        return Translating(model, self.vocabularies, **self._manner)
+
+    @property
+    def _manner(self) -> dict[str, Any]:
+        """How it translates, in JSON."""
+        o = self.options
+        return {
+            "lowercase": o.lowercase,
+            "max_length": o.max_length,
+            "beam": o.beam,
+            "length_penalty": o.length_penalty,
+        }
+
+    def _metric(self) -> Any:
+        return bleu_metric(self.options.target, self.options.lowercase)
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
@@ -196,16 +212,8 @@ class Translation:
         self.vocabularies.save(directory / "vocabulary")
         folder = directory / "model"
         folder.mkdir(exist_ok=True)
-        o = self.options
-        how = {
-            "source": o.source,
-            "target": o.target,
-            "lowercase": o.lowercase,
-            "max_length": o.max_length,
-            "beam": o.beam,
-            "length_penalty": o.length_penalty,
-        }
-        text = json.dumps({"network": self._description, "translation": how}, indent=2) + "\n"
+        content = {"network": self._description, "translation": self._manner}
+        text = json.dumps(content, indent=2) + "\n"
         (folder / "config.json").write_text(text, encoding="utf-8")
 
     def exhibits(self, model: nn.Module) -> dict[str, bytes]:
@@ -225,7 +233,7 @@ class Translation:
         }
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self.options)
+        return asdict(self.options) | {"norm": self._description.get("norm")}
 
     def describe(self) -> str:
         """The corpus and its vocabularies in a sentence."""
@@ -245,12 +253,18 @@ class Translation:
     def notes(self) -> list[str]:
         """What happened to the data, in sentences."""
         found = list(self.corpus.notes)
+        long = f"longer than {self.options.max_length} tokens"
         if self.left_out:
-            found.append(
-                f"{self.left_out:,} training pairs are longer than {self.options.max_length} tokens and "
-                "left out (--max-length)"
-            )
+            found.append(f"{self.left_out:,} training pairs are {long} and left out (--max-length)")
+        for split in ("validation", "test"):
+            texts = self.corpus.splits[split][0]
+            cut = sum(len(s) > self.options.max_length + 1 for s in self._read_whole(texts))
+            if cut:
+                found.append(f"{cut:,} source texts of {split} are {long} and cut")
         return found
+
+    def _read_whole(self, texts: list[str]) -> list[Tensor]:
+        return self.vocabularies.encode_source(texts, self.options.max_length + 2)
 
     def summary(self) -> dict[str, Any]:
         corpus, sizes = self.corpus, self.vocabularies.sizes
@@ -258,7 +272,7 @@ class Translation:
         return {
             **corpus.summary(),
             "vocabularies": list(sizes),
-            "bleu": bleu_signature(),
+            "bleu": bleu_signature(self._metric()),
             "fingerprint": hashlib.sha256(of).hexdigest(),
         }
 
