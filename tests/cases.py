@@ -7,7 +7,7 @@ adds instances whose options change what the method does.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 import torch
@@ -90,6 +90,15 @@ every_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys(
 every_default = pytest.mark.parametrize(
     "method", [small(cls) for cls in registered().values()], ids=registered().keys()
 )
+
+
+def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDecorator:
+    """`method` from `cases`; what is not in `now` is left to `make test-all`, where each takes seconds."""
+    params = [
+        pytest.param(method, id=name, marks=() if name in now else pytest.mark.slow)
+        for name, method in cases.items()
+    ]
+    return pytest.mark.parametrize("method", params)
 
 
 # (trainable, frozen) numbers that stand for W (m, n) at rank r, from the methods' cards.

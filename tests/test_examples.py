@@ -87,6 +87,7 @@ def test_resume():
     assert "identical, bit for bit" in run(command)
 
 
+@pytest.mark.slow
 def test_muon_and_adamw():
     (command,) = commands(ROOT / "examples" / "muon_and_adamw.py")
     losses = [float(loss) for loss in re.findall(r"mean squared error (\S+)", run(command))]
@@ -122,6 +123,7 @@ def test_accelerate_loop():
     assert "identical, bit for bit" in printed
 
 
+@pytest.mark.slow
 def test_lightning_module():
     pytest.importorskip("pytorch_lightning")
     (command,) = commands(ROOT / "examples" / "lightning_module.py")
@@ -133,6 +135,7 @@ def test_lightning_module():
     assert "merged: Linear, GELU, Linear, GELU, Linear again" in printed
 
 
+@pytest.mark.slow
 def test_the_sharded_example_goes_on_with_another_number_of_processes(tmp_path):
     lines = []
     for processes in (2, 1):

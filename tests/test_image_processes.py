@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from test_image_task import METHOD, VIT, make_task, run
 from test_run_processes import close, joined
 
@@ -12,6 +13,7 @@ def train_in_pair(directory, options):
     return joined(run, directory, METHOD, make_task(ImageClassification, **VIT), **options)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_show_the_same(pair, tmp_path):
     run(tmp_path / "one", task=make_task(ImageClassification, **VIT), steps=9)
     for name, shard in (("ddp", False), ("shard", True)):

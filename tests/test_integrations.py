@@ -243,6 +243,7 @@ torch.save(unbroken.model.state_dict(), folder / f"{unbroken.args.process_index}
 """
 
 
+@pytest.mark.slow
 def test_two_processes_resume_exactly_and_write_one_merged_model(tmp_path):
     program = tmp_path / "pair.py"
     program.write_text(PAIR)

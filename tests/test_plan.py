@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import every_default
+from cases import every_default, small, some_of
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -21,7 +21,7 @@ from spectrain.memory.fit import largest
 from spectrain.memory.live import LiveBytes
 from spectrain.memory.plan import in_words
 from spectrain.memory.rehearsal import next_token_loss
-from spectrain.method import Method
+from spectrain.method import Method, registered
 from spectrain.optimizers import optimizer_maker
 
 BATCH, LENGTH, WORDS = 3, 24, 160
@@ -138,7 +138,7 @@ def test_another_family_of_models():
     agree(SST(3), lambda: OPTForCausalLM(config).train())
 
 
-@every_default
+@some_of({key: small(cls) for key, cls in registered().items()}, ("sst",))
 def test_blocks_multiplied_are_blocks_measured(method, monkeypatch):
     def build() -> nn.Module:
         return llama(5)

@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
-from cases import CASES, PERIOD, every_default, every_method
+from cases import CASES, PERIOD, every_default, every_method, some_of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from toys import Training, batch, make_net, same
 
 import spectrain
+from spectrain.method import registered
 
 
 @every_method
@@ -90,7 +91,7 @@ def compiled_and_eager(method, backend, steps, autocast=False):
     return found
 
 
-@every_method
+@some_of(CASES, registered())
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_a_compiled_model_trains_alike_without_graph_breaks(method, autocast):
     if getattr(method, "dropout", 0):

@@ -227,7 +227,11 @@ def test_a_diverged_run_is_not_begun_again_unasked(tmp_path):
     ("number", "method"),
     [
         (signal.SIGINT, ["sst", "--method.resample-every", "7"]),
-        (signal.SIGTERM, ["relora", "--method.merge-every", "7", "--method.warm-start", "20"]),
+        pytest.param(
+            signal.SIGTERM,
+            ["relora", "--method.merge-every", "7", "--method.warm-start", "20"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 @pytest.mark.skipif(os.name != "posix", reason="signals to another process are POSIX's")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, small
+from cases import CASES, small, some_of
 from test_checkpoint import flip
 from tiny import Stopping, final, make_options, make_task, rows, run, same
 from torch import distributed as dist
@@ -32,7 +32,7 @@ METHODS = {key: small(cls) for key, cls in registered().items()} | {
     "relora-warm-start": ReLoRA(4, merge_every=3, warm_start=5, rewarm=2),
     "sst-residual": CASES["sst-residual"],
 }
-every_kind = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+every_kind = some_of(METHODS, ("sst", "galore"))
 
 
 def joined(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -260,6 +260,7 @@ def test_a_comparison_by_two_processes_equals_that_of_one(pair, tmp_path):
 # --- the command, started by torchrun ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_a_sentence_and_the_run_goes_on(tmp_path):
     """And a Ctrl-C, which the launcher passes on to processes that have it already, saves once."""
     out, log = tmp_path / "run", tmp_path / "log"
