@@ -13,13 +13,12 @@ benchmarks/results/images/.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+
+from workers import Workers
 
 from spectrain.runs.compare import Comparison, load_comparison
 from spectrain.runs.report import write_report
@@ -69,12 +68,12 @@ PUBLISHED = {
 
 
 def command(given: argparse.Namespace) -> list[str]:
-    """The comparison, as it is typed; one iteration of ReLoRA* and SST is one epoch, as published."""
+    """What is typed behind `spectrain`; one iteration of ReLoRA* and SST is one epoch, as published."""
     options = ImageOptions(data=str(given.data), batch_size=BATCH_SIZE)
     epoch = round(ImageClassification.load(options).steps_per_epoch)
     steps = given.steps or given.epochs * epoch
     return [
-        *(sys.executable, "-m", "spectrain", "compare", "image", *OPTIONS),
+        *("compare", "image", *OPTIONS),
         *("--data", str(given.data), "--steps", str(steps), "--eval-every", str(epoch)),
         *("--sst.resample-every", str(epoch), "--relora.merge-every", str(epoch)),
         *("--seeds", str(given.seeds), "--out", str(given.out / given.dataset)),
@@ -165,12 +164,7 @@ def main() -> None:
             parser.error(
                 "the images are not part of this repository: give their folder with --data"
             )
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command(given), env=environment)
-        # A Ctrl-C reaches both processes, and the other one saves; what only this one hears is passed on.
-        signal.signal(signal.SIGINT, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        code = process.wait()
+        code = Workers(given.out).run_all([given.dataset], lambda _: command(given), 1)
     collect(given.out)
     sys.exit(code)
 
