@@ -59,7 +59,7 @@ def captions(scores: Sequence[Score]) -> dict[str, str]:
         f"{better} and further left is better.",
         "loss.png": f"Training loss (smoothed), validation loss{validation} and learning rate "
         "against step.",
-        "score.png": f"{', '.join(score.title for score in scores)} on validation data against "
+        "score.png": f"{', '.join(s.title for s in scores if s != LOSS)} on validation data against "
         "step; a dotted line marks the best step, where one was chosen.",
         "spectra.png": "Singular values of weight matrices at the start (dashed) and at the end "
         "(solid).",

@@ -78,7 +78,7 @@ def _curves(comparison: Comparison, shown: Mapping[str, Sequence[Trial]]) -> dic
 def _score_curves(
     comparison: Comparison, shown: Mapping[str, Sequence[Trial]]
 ) -> dict[str, ScoreCurve]:
-    """Of the score that decides; the loss, where that is it, has pictures of its own."""
+    """Of the score that decides, if measured more than once; the loss has pictures of its own."""
     score = comparison.plan.scores[0]
     if score.key == LOSS.key:
         return {}
@@ -87,7 +87,7 @@ def _score_curves(
         found = [read_scores(comparison.trial_directory(trial), score) for trial in trials]
         if known := [curve for curve in found if len(curve.steps)]:
             mean = mean_scores(known)
-            if len(mean.steps):
+            if len(mean.steps) > 1:
                 curves[arm] = mean
     return curves
 

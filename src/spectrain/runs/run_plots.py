@@ -60,11 +60,14 @@ def _run_loss(directory: Path, scores: Sequence[Score]) -> Figure | None:
 
 
 def _run_scores(directory: Path, scores: Sequence[Score]) -> Figure | None:
-    """Every score but the loss, which has a picture of its own, on validation data."""
+    """Every score but the loss, which has a picture of its own, on validation data.
+
+    None of what is measured at the end alone: one point is no curve.
+    """
     curves = {
         score: curve
         for score in scores
-        if score.key != LOSS.key and len((curve := read_scores(directory, score)).steps)
+        if score.key != LOSS.key and len((curve := read_scores(directory, score)).steps) > 1
     }
     if not curves:
         return None
