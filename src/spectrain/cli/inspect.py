@@ -58,7 +58,8 @@ def inspect(
     from spectrain.runs import inspection
     from spectrain.runs.files import write_json
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    errors = Console(stderr=True)
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("")
 
         def show(done: int, total: int, name: str) -> None:
