@@ -17,6 +17,7 @@ from spectrain.cli.main import main
 from spectrain.diagnostics import measure
 from spectrain.errors import RunError, UsageError
 from spectrain.runs import inspection as inspection_module
+from spectrain.runs import inspection_plot
 from spectrain.runs.export import export
 from spectrain.runs.inspection import inspect
 from spectrain.runs.weights import Weights, open_weights
@@ -227,6 +228,15 @@ def test_many_matrices_are_grouped_by_kind(tmp_path, command):
     code, out, _ = command(a, "--all")
     assert "layers.11" in out
     assert "medians" not in out
+
+
+def test_parts_of_one_name_in_encoder_and_decoder_stay_apart(tmp_path):
+    sides = {f"{s}.layers.{i}.q.weight": draw(4, 4) for s in ("encoder", "decoder") for i in (0, 1)}
+    kinds = inspection_plot._kinds(inspect(saved(tmp_path / "a", sides)))
+    assert {label: len(layers) for label, layers in kinds.items()} == {
+        "decoder.layers.*.q 4×4": 2,
+        "encoder.layers.*.q 4×4": 2,
+    }
 
 
 def test_zero_matrices_are_shown_and_infinite_ratios_are_null(tmp_path, command):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from spectrain.diagnostics.measures import RANK
 from spectrain.errors import UsageError
 
 _PATH = click.Path(path_type=Path)
@@ -20,7 +21,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--rank",
     type=click.IntRange(min=1),
-    default=16,
+    default=RANK,
     show_default=True,
     help="of the leading subspaces whose angles --against takes",
 )
