@@ -139,7 +139,7 @@ def test_a_bfloat16_model_comes_out_in_bfloat16(tmp_path, method):
 def test_matrices_are_built_one_at_a_time(tmp_path, monkeypatch):
     """Nothing but the layer at hand is ever in memory in factored form; the source is mapped."""
     run(tmp_path / "run", SST(4, resample_every=3))
-    real, seen = export_module._tensor, []
+    real, seen = export_module.plain_tensor, []
 
     def watched(source, name, layers):
         tensor = real(source, name, layers)
@@ -148,19 +148,19 @@ def test_matrices_are_built_one_at_a_time(tmp_path, monkeypatch):
         assert all(p.is_meta for p in resident)
         return tensor
 
-    monkeypatch.setattr(export_module, "_tensor", watched)
+    monkeypatch.setattr(export_module, "plain_tensor", watched)
     export(tmp_path / "run", tmp_path / "out")
     assert len(seen) == len(set(seen)) == 12
 
 
 def test_a_checkpoint_whose_logits_disagree_is_not_kept(tmp_path, monkeypatch):
     run(tmp_path / "run", LoRA(4))
-    real = export_module._tensor
+    real = export_module.plain_tensor
 
     def wrong(source, name, layers):
         return real(source, name, layers) + (0.1 if name.endswith("up_proj.weight") else 0.0)
 
-    monkeypatch.setattr(export_module, "_tensor", wrong)
+    monkeypatch.setattr(export_module, "plain_tensor", wrong)
     with pytest.raises(RunError, match=r"logits differ .* nothing was kept at"):
         export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -168,8 +168,8 @@ def test_a_checkpoint_whose_logits_disagree_is_not_kept(tmp_path, monkeypatch):
 
 def test_nan_logits_do_not_pass_for_agreement(tmp_path, monkeypatch):
     run(tmp_path / "run", LoRA(4))
-    real = export_module._tensor
-    monkeypatch.setattr(export_module, "_tensor", lambda *a: real(*a) * float("nan"))
+    real = export_module.plain_tensor
+    monkeypatch.setattr(export_module, "plain_tensor", lambda *a: real(*a) * float("nan"))
     with pytest.raises(RunError, match="by nan"):
         export(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -205,7 +205,7 @@ def test_the_newest_intact_checkpoint_is_taken(tmp_path):
     assert export(tmp_path / "run", tmp_path / "out").step == 10
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         (folder / "model.safetensors").unlink()
-    with pytest.raises(RunError, match=r"no intact checkpoint to merge \(.*missing"):
+    with pytest.raises(RunError, match=r"no intact checkpoint \(.*missing"):
         export(tmp_path / "run", tmp_path / "other")
 
 

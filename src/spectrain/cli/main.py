@@ -18,6 +18,7 @@ from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
 from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.image import compare_image, train_image
+from spectrain.cli.inspect import inspect
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
 from spectrain.cli.translate import compare_translate, train_translate, translate
@@ -42,6 +43,7 @@ def cli() -> None:
     spectrain train image --method sst --method.rank 8 --out runs/digits
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
+    spectrain inspect merged --against start            spectra of any checkpoint, and what changed
 
     Every command that trains continues where it was when it is run again.
     """
@@ -65,7 +67,7 @@ compare.add_command(compare_graph)
 compare.add_command(compare_translate)
 train.add_command(train_image)
 compare.add_command(compare_image)
-for _command in (demo, plan, merge, translate, list_methods):
+for _command in (demo, plan, merge, inspect, translate, list_methods):
     cli.add_command(_command)
 
 

@@ -108,6 +108,12 @@ def on_disk(folder: Path) -> dict[int, Path]:
     return {int(name[1]): path for path, name in names if name}
 
 
+def step_of(path: Path) -> int | None:
+    """The step of the checkpoint that is called so; None if `path` is not called as one."""
+    name = _NAME.fullmatch(path.name)
+    return int(name[1]) if name and path.parent.name == "checkpoints" else None
+
+
 def discard(path: Path) -> None:
     """Delete a checkpoint; a process killed meanwhile leaves no half of it under its name."""
     left_over = path.with_name(f".{path.name}{TEMPORARY}")

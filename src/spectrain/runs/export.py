@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from spectrain.errors import RunError, UsageError
-from spectrain.method import method_from
 from spectrain.runs import checkpoint, position
 from spectrain.runs.directory import identity
+from spectrain.runs.factored import Form, choose, form_of, plain_state, plain_tensor, skeleton
 from spectrain.runs.files import read_json, write_json
-from spectrain.runs.options import RunOptions
-from spectrain.surgery import apply, parametrized
+from spectrain.surgery import parametrized
 
 AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
 INDEX = "model.safetensors.index.json"
@@ -61,11 +58,11 @@ def export(
         raise UsageError(f"{run} is no run of spectrain (it has no config.json)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
-    form = _form(config)
+    form = form_of(config)
     if which is None:
         options = config.get("options")
         which = "best" if isinstance(options, dict) and options.get("patience") else "last"
-    found = _choose(run, identity(config), which)
+    found = choose(run, identity(config), which)
     for needed in form.FOLDERS:
         if not (run / needed).is_dir():
             raise RunError(f"{run} is incomplete: its folder {needed} is missing")
@@ -91,25 +88,6 @@ def export(
     return replace(exported, directory=out)
 
 
-def _choose(run: Path, name: str, which: str | int) -> checkpoint.Checkpoint:
-    """The checkpoint that is asked for; `name` is the run's identity."""
-    folder = run / "checkpoints"
-    if isinstance(which, int):
-        return checkpoint.at(folder, which, name)
-    search = checkpoint.newest(folder, name)
-    if search.found is None:
-        reasons = f" ({'; '.join(search.passed_over)})" if search.passed_over else ""
-        raise RunError(f"{run} has no intact checkpoint to merge{reasons}")
-    if which == "last":
-        return search.found
-    best = position.read(search.found)[0].best
-    if best is None:
-        raise UsageError(
-            f"{run} has no best checkpoint: it was trained without --keep-best, or not validated yet"
-        )
-    return checkpoint.at(folder, best.step, name)
-
-
 def _write(
     run: Path,
     found: checkpoint.Checkpoint,
@@ -120,20 +98,13 @@ def _write(
 ) -> Exported:
     position.read(found)  # raises if what is read below is malformed
     state = found.state()
-    model = _skeleton(run, config, state, form)
+    model = skeleton(run, config, state, form)
     layers = dict(parametrized(model))
-    plain = {n: t for n, t in model.state_dict().items() if _owner(n, layers) is None}
-    for name, layer in layers.items():
-        shape = (layer.out_features, layer.in_features)
-        weight = torch.empty(shape[::-1] if layer.transposed else shape, device="meta")
-        plain[f"{name}.weight"] = weight.to(layer.weight_dtype)
-        if layer.bias is not None:
-            plain[f"{name}.bias"] = layer.bias
-    kept = {name: t for name, t in plain.items() if name not in state["tied"]}
+    kept = plain_state(model, state["tied"])
     plan = split_torch_state_dict_into_shards(kept, max_shard_size=shard_size)
     with safe_open(found.path / "model.safetensors", framework="pt") as source:
         for file, names in plan.filename_to_tensors.items():
-            shard = {name: _tensor(source, name, layers) for name in names}
+            shard = {name: plain_tensor(source, name, layers) for name in names}
             save_file(shard, out / file, {"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
@@ -146,44 +117,6 @@ def _write(
     difference, largest = _compare(out, found.path / "probe.safetensors", form)
     size = sum(f.stat().st_size for f in out.glob("*.safetensors"))
     return Exported(out, found.step, len(kept), size, difference, largest, form.LOADER)
-
-
-def _skeleton(run: Path, config: dict[str, Any], state: dict[str, Any], form: Form) -> nn.Module:
-    """The trained model with its exchanged layers, without any numbers in it."""
-    settings = dict(state["phases"][state["phase"]]["method"])
-    method = method_from(settings.pop("name"), settings)
-    options = RunOptions(targets=config["options"]["targets"], exclude=config["options"]["exclude"])
-    model = form.skeleton(run / "model")
-    with torch.device("meta"):
-        apply(model, method, options.targets, options.excluded, report=None)
-    return model
-
-
-def _owner(name: str, layers: dict[str, Any]) -> str | None:
-    """The exchanged layer that the state `name` belongs to."""
-    parent = name.rpartition(".")[0]
-    return parent if parent in layers else None
-
-
-def _tensor(source: Any, name: str, layers: dict[str, Any]) -> Tensor:
-    """One tensor of the plain checkpoint: read as it is, or built from a layer's factors."""
-    owner = _owner(name, layers)
-    if owner is None or name.endswith(".bias"):
-        tensor: Tensor = source.get_tensor(name)
-        return tensor
-    layer = layers[owner]
-    prefix = f"{owner}."
-    keys = [key for key in source.keys() if key.startswith(prefix)]  # noqa: SIM118 (no mapping)
-    state = {key.removeprefix(prefix): source.get_tensor(key) for key in keys}
-    try:
-        layer.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise RunError(f"the checkpoint does not fit its own method at {owner}: {reason}") from None
-    with torch.no_grad():
-        weight: Tensor = layer.dense().to(layer.weight_dtype)
-    layer.to("meta")
-    return (weight.mT if layer.transposed else weight).contiguous()
 
 
 def _compare(directory: Path, probe: Path, form: Form) -> tuple[float, float]:
@@ -200,20 +133,3 @@ def _compare(directory: Path, probe: Path, form: Form) -> tuple[float, float]:
     if found.shape != output.shape or not output.numel():
         raise RunError(f"{probe} is no input and output of this model")
     return (found - output).abs().max().item(), output.abs().max().item()
-
-
-class Form(Protocol):
-    """What is a task's own of its plain checkpoints: a module tasks/<task>/plain.py."""
-
-    FOLDERS: tuple[str, ...]  # of a run, whose files belong to it
-    LOADER: str  # the function that loads it, by its qualified name
-
-    def skeleton(self, folder: Path) -> nn.Module: ...
-    def outputs(self, directory: Path, given: Tensor) -> Tensor: ...
-
-
-def _form(config: dict[str, Any]) -> Form:
-    task = config.get("task")
-    if task not in ("lm", "graph", "translate", "image"):
-        raise UsageError(f"there are no plain checkpoints of the task {task!r}")
-    return cast(Form, importlib.import_module(f"spectrain.tasks.{task}.plain"))
