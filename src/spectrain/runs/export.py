@@ -19,9 +19,9 @@ from spectrain.runs.directory import identity
 from spectrain.runs.factored import Form, choose, form_of, plain_state, plain_tensor, skeleton
 from spectrain.runs.files import read_json, write_json
 from spectrain.surgery import parametrized
+from spectrain.tasks.plain import INDEX
 
 AGREE = 1e-3  # largest difference of logits that passes for rounding, relative to the largest logit
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)

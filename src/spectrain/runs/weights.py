@@ -20,11 +20,9 @@ from spectrain.runs.directory import identity
 from spectrain.runs.factored import choose, form_of, owner_of, plain_state, plain_tensor, skeleton
 from spectrain.runs.files import read_json
 from spectrain.surgery import parametrized
+from spectrain.tasks.plain import INDEX, WEIGHTS
 
-WHAT = (
-    "give a folder with model.safetensors or model.safetensors.index.json, a .safetensors file or a "
-    "run directory"
-)
+WHAT = f"give a folder with {WEIGHTS} or {INDEX}, a .safetensors file or a run directory"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _run_config(folder: Path) -> dict[str, Any] | None:
 
 def _files(folder: Path) -> list[Path]:
     """The safetensors files of a folder. Raises UsageError if it has none, or several without an index."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.exists():
         return [single]
     if index.exists():
