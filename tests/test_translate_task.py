@@ -186,12 +186,13 @@ def test_what_a_step_takes_is_planned(tmp_path, data):
 
 
 def test_long_pairs_are_left_out_and_said(data):
-    task = make_task(data, max_length=8)
-    assert task.left_out == 0
+    assert make_task(data, max_length=8).notes() == []
     task = make_task(data, max_length=8, vocab_size=259)
-    assert task.left_out > 0
-    assert "training pairs are longer than 8 tokens" in task.notes()[0]
-    assert "source texts of test are longer than 8 tokens and cut" in task.notes()[-1]
+    with pytest.raises(UsageError, match="no training pair is short enough for --max-length 8"):
+        task.notes()
+    task = make_task(data, max_length=14, vocab_size=264)
+    assert "training pairs are longer than 14 tokens" in task.notes()[0]
+    assert "source texts of test are longer than 14 tokens and cut" in task.notes()[-1]
 
 
 # --- plain checkpoints -------------------------------------------------------------------------

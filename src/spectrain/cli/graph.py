@@ -90,43 +90,16 @@ train_graph = SectionedCommand(
 )
 
 
-def _compare_graph(
-    out: Path,
-    methods: str,
-    sweep_lr: str | None,
-    sweep_lr_ordinary: str | None,
-    seeds: int,
-    extend: int,
-    rank: str,
-    recipe: str,
-    **values: Any,
-) -> None:
-    names = training.names_of(methods)
-    arms = training.arms_of(names, training.ranks_of(rank), values)
+def _compare_graph(recipe: str, **values: Any) -> None:
     graph, values, notes = _settled(values, recipe)
-    if sweep_lr is None:
+    if values["sweep_lr"] is None:
         middle = values.get("lr", DEFAULTS["lr"])
-        sweep_lr = ",".join(f"{factor * middle:.3g}" for factor in (0.5, 1, 2))
-    by_method = training.grids_of(names, sweep_lr, values)
-    options = built(RunOptions, {**values, "lr": 0.0})
+        values["sweep_lr"] = ",".join(f"{factor * middle:.3g}" for factor in (0.5, 1, 2))
     task = _task(graph, values)
-    training.run_comparison(
-        lambda console: _shown(task, notes, console),
-        arms,
-        {key: by_method[method.card.key] for key, method in arms.items()},
-        options,
-        ordinary_rates=training.ordinary_rates(sweep_lr_ordinary, values),
-        report_seeds=range(options.seed + 1, options.seed + 1 + seeds),
-        max_extensions=extend,
-        out=out,
-    )
+    training.run_comparison(lambda console: _shown(task, notes, console), values)
 
 
-RATES = click.Option(
-    ["--sweep-lr"],
-    help="learning rates of the matrices that each method tries on the first seed; the best on "
-    "validation data is used for the report; default: half, once and twice the recipe's rate",
-)
+RATES = "; default: half, once and twice the recipe's rate"
 
 compare_graph = SectionedCommand(
     "graph",
@@ -135,7 +108,7 @@ compare_graph = SectionedCommand(
     "each.\n\nFinished trials are kept; the same command continues. "
     "Example: spectrain compare graph --data airport.npz --methods full,sst,lora --rank 1,2 --out runs/cmp",
     sections=[
-        ("Comparison", [*training.comparison(training.RANKS, RATES), RECIPE]),
+        ("Comparison", [*training.comparison(2, None, RATES), RECIPE]),
         ("Graph and model", options_of(GraphOptions)),
         ("Training", options_of(RunOptions, skip=("lr", *NOT_HERE), defaults=DEFAULTS)),
         *training.arm_sections(),

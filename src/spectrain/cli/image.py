@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from spectrain.cli import training
 from spectrain.cli.options import SectionedCommand, built, options_of
 from spectrain.runs.options import RunOptions
@@ -68,41 +66,9 @@ train_image = SectionedCommand(
 )
 
 
-def _compare_image(
-    out: Path,
-    methods: str,
-    sweep_lr: str,
-    sweep_lr_ordinary: str | None,
-    seeds: int,
-    extend: int,
-    rank: int,
-    **values: Any,
-) -> None:
-    names = training.names_of(methods)
-    chosen = {key: training.arm(key, rank, values) for key in names}
-    grids = training.grids_of(names, sweep_lr, values)
-    ordinary = training.ordinary_rates(sweep_lr_ordinary, values)
-    options = built(RunOptions, {**values, "lr": 0.0})
-    training.run_comparison(
-        lambda console: _task(values, console),
-        chosen,
-        grids,
-        options,
-        ordinary_rates=ordinary,
-        report_seeds=range(options.seed + 1, options.seed + 1 + seeds),
-        max_extensions=extend,
-        out=out,
-    )
+def _compare_image(**values: Any) -> None:
+    training.run_comparison(lambda console: _task(values, console), values)
 
-
-RANK = click.Option(["--rank"], type=int, default=8, show_default=True, help="rank of every method")
-RATES = click.Option(
-    ["--sweep-lr"],
-    default="1e-3,2e-3,4e-3",
-    show_default=True,
-    help="learning rates of the matrices that each method tries on the first seed; the best on "
-    "validation data is used for the report",
-)
 
 compare_image = SectionedCommand(
     "image",
@@ -111,7 +77,7 @@ compare_image = SectionedCommand(
     "of trials for each.\n\nFinished trials are kept; the same command continues.\n\n"
     "Example: spectrain compare image --methods full,sst,lora --rank 8 --steps 500 --out runs/compare",
     sections=[
-        ("Comparison", training.comparison(RANK, RATES)),
+        ("Comparison", training.comparison(8, "1e-3,2e-3,4e-3")),
         ("Images and model", options_of(ImageOptions)),
         ("Training", options_of(RunOptions, skip=("lr",), defaults=DEFAULTS)),
         *training.arm_sections(),

@@ -59,44 +59,9 @@ train_lm = SectionedCommand(
 )
 
 
-def _compare_lm(
-    out: Path,
-    methods: str,
-    sweep_lr: str,
-    sweep_lr_ordinary: str | None,
-    seeds: int,
-    extend: int,
-    rank: int,
-    model_config: tuple[str, ...],
-    **values: Any,
-) -> None:
-    names = training.names_of(methods)
-    chosen = {key: training.arm(key, rank, values) for key in names}
-    grids = training.grids_of(names, sweep_lr, values)
-    ordinary = training.ordinary_rates(sweep_lr_ordinary, values)
-    options = built(RunOptions, {**values, "lr": 0.0})
-    training.run_comparison(
-        lambda console: _load_task(values, model_config, console),
-        chosen,
-        grids,
-        options,
-        ordinary_rates=ordinary,
-        report_seeds=range(options.seed + 1, options.seed + 1 + seeds),
-        max_extensions=extend,
-        out=out,
-    )
+def _compare_lm(model_config: tuple[str, ...], **values: Any) -> None:
+    training.run_comparison(lambda console: _load_task(values, model_config, console), values)
 
-
-RANK = click.Option(
-    ["--rank"], type=int, default=32, show_default=True, help="rank of every method"
-)
-RATES = click.Option(
-    ["--sweep-lr"],
-    default="1e-3,2e-3,4e-3",
-    show_default=True,
-    help="learning rates of the matrices that each method tries on the first seed; the best on "
-    "validation data is used for the report",
-)
 
 compare_lm = SectionedCommand(
     "lm",
@@ -105,7 +70,7 @@ compare_lm = SectionedCommand(
     "number of trials for each.\n\nFinished trials are kept; the same command continues. "
     "Example: spectrain compare lm --methods full,sst,lora --steps 1000 --out runs/cmp",
     sections=[
-        ("Comparison", training.comparison(RANK, RATES)),
+        ("Comparison", training.comparison(32, "1e-3,2e-3,4e-3")),
         ("Model and data", [*options_of(LanguageModelOptions), MODEL_CONFIG]),
         ("Training", options_of(RunOptions, skip=("lr",))),
         *training.arm_sections(),

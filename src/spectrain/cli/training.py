@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spectrain.cli.options import (
+    built,
     config_option,
     given,
     method_options,
@@ -126,8 +127,11 @@ def summarise(
 # --- compare -----------------------------------------------------------------------------------
 
 
-def comparison(rank: click.Parameter, rates: click.Parameter) -> list[click.Parameter]:
-    """The options of `compare` that are not the task's; `rank` and `rates` have the task's defaults."""
+def comparison(rank: int, rates: str | None, default: str = "") -> list[click.Parameter]:
+    """The options of `compare` that are not the task's.
+
+    rank, rates: defaults of --rank and --sweep-lr; default: what the latter is where it depends.
+    """
     return [
         OUT,
         click.Option(
@@ -136,8 +140,19 @@ def comparison(rank: click.Parameter, rates: click.Parameter) -> list[click.Para
             show_default=True,
             help=f"names separated by commas, of {', '.join(registered())}",
         ),
-        rank,
-        rates,
+        click.Option(
+            ["--rank"],
+            default=str(rank),
+            show_default=True,
+            help="rank of every method; several, as 1,2, make an arm for each",
+        ),
+        click.Option(
+            ["--sweep-lr"],
+            default=rates,
+            show_default=rates is not None,
+            help="learning rates of the matrices that each method tries on the first seed; the best on "
+            f"validation data is used for the report{default}",
+        ),
         click.Option(
             ["--sweep-lr-ordinary"], help="rates of everything else to try with each of them"
         ),
@@ -157,14 +172,6 @@ def comparison(rank: click.Parameter, rates: click.Parameter) -> list[click.Para
         ),
         config_option(),
     ]
-
-
-RANKS = click.Option(
-    ["--rank"],
-    default="2",
-    show_default=True,
-    help="rank of every method; several, as 1,2, make an arm for each",
-)
 
 
 def arm_sections() -> list[tuple[str, list[click.Parameter]]]:
@@ -242,14 +249,16 @@ def ordinary_rates(sweep: str | None, values: dict[str, Any]) -> list[float | No
     return list(rates("--sweep-lr-ordinary", sweep))
 
 
-def run_comparison(
-    make_task: Callable[[Console], Task],
-    arms: dict[str, Method],
-    grids: dict[str, list[float]],
-    options: RunOptions,
-    **how: Any,  # the rest of what `jobs.compare` takes
-) -> None:
-    """Compare, or continue, as `jobs.compare` does, and print the table."""
+def run_comparison(make_task: Callable[[Console], Task], values: dict[str, Any]) -> None:
+    """Compare, or continue, as `jobs.compare` does, and print the table.
+
+    values: the options of the command, those of `comparison` among them.
+    """
+    names = names_of(values["methods"])
+    arms = arms_of(names, ranks_of(values["rank"]), values)
+    grids = grids_of(names, values["sweep_lr"], values)
+    ordinary = ordinary_rates(values["sweep_lr_ordinary"], values)
+    options = built(RunOptions, {**values, "lr": 0.0})
     from rich.console import Console
 
     from spectrain.runs.jobs import compare
@@ -261,7 +270,18 @@ def run_comparison(
     console = Console(quiet=not team.first)
     task = team.first_then_others(lambda: make_task(console))
     with Terminal(console, task.unit) as view:
-        found, report = compare(task, arms, grids, options, view=view, team=team, **how)
+        found, report = compare(
+            task,
+            arms,
+            {key: grids[method.card.key] for key, method in arms.items()},
+            options,
+            ordinary_rates=ordinary,
+            report_seeds=range(options.seed + 1, options.seed + 1 + values["seeds"]),
+            max_extensions=values["extend"],
+            out=values["out"],
+            view=view,
+            team=team,
+        )
     console.print(render(found))
     text = f"\nReport with curves and spectra: {report}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

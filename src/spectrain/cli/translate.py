@@ -74,44 +74,11 @@ train_translate = SectionedCommand(
 )
 
 
-def _compare_translate(
-    out: Path,
-    methods: str,
-    sweep_lr: str,
-    sweep_lr_ordinary: str | None,
-    seeds: int,
-    extend: int,
-    rank: str,
-    recipe: str,
-    **values: Any,
-) -> None:
-    names = training.names_of(methods)
-    arms = training.arms_of(names, training.ranks_of(rank), values)
+def _compare_translate(recipe: str, **values: Any) -> None:
     values = _settled(values, recipe, full_rank=False)
-    grids = training.grids_of(names, sweep_lr, values)
-    options, task_options = (
-        built(RunOptions, {**values, "lr": 0.0}),
-        built(TranslateOptions, values),
-    )
-    training.run_comparison(
-        lambda console: _task(task_options, recipe, console),
-        arms,
-        {key: grids[method.card.key] for key, method in arms.items()},
-        options,
-        ordinary_rates=training.ordinary_rates(sweep_lr_ordinary, values),
-        report_seeds=range(options.seed + 1, options.seed + 1 + seeds),
-        max_extensions=extend,
-        out=out,
-    )
+    task_options = built(TranslateOptions, values)
+    training.run_comparison(lambda console: _task(task_options, recipe, console), values)
 
-
-RATES = click.Option(
-    ["--sweep-lr"],
-    default="1e-3,2e-3,4e-3",
-    show_default=True,
-    help="learning rates of the matrices that each method tries on the first seed; the one with the best "
-    "validation BLEU is used for the report",
-)
 
 compare_translate = SectionedCommand(
     "translate",
@@ -120,7 +87,7 @@ compare_translate = SectionedCommand(
     "each.\n\nFinished trials are kept; the same command continues. "
     "Example: spectrain compare translate --methods full,sst,lora --rank 8,16 --steps 400 --out runs/cmp",
     sections=[
-        ("Comparison", [*training.comparison(training.RANKS, RATES), RECIPE]),
+        ("Comparison", [*training.comparison(16, "1e-3,2e-3,4e-3"), RECIPE]),
         ("Text and model", options_of(TranslateOptions)),
         ("Training", options_of(RunOptions, skip=("lr", *NOT_HERE), defaults=DEFAULTS)),
         *training.arm_sections(),

@@ -15,9 +15,8 @@ from spectrain.tasks.reading import DECOMPRESS, decode, read_bytes, suffix, user
 from spectrain.tasks.translate.builtin import numerals
 from spectrain.tasks.translate.options import TranslateOptions
 
-Pairs = tuple[
-    list[str], list[str]
-]  # texts in the source language, and what they are in the target's
+# Texts in the source language, and what they are in the target's.
+Pairs = tuple[list[str], list[str]]
 VALIDATION = ("val", "valid", "validation", "dev")  # how files of that split may be called
 MOST_DIVIDED = 1000  # pairs for validation, and as many for test, where data have no splits
 

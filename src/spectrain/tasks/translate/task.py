@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.distributed import Processes
+from spectrain.errors import UsageError
 from spectrain.tasks.score import LOSS, Score
 from spectrain.tasks.translate.batches import Batches, Weighted
 from spectrain.tasks.translate.corpus import Corpus, load_corpus
@@ -32,6 +35,15 @@ from spectrain.tasks.translate.vocabulary import PAD, Vocabularies
 BLEU = Score("bleu", "BLEU", "points", True, 1.0, 2)
 SAMPLES = 12  # translations in the report
 PROBE = 24  # tokens
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The pairs of a split in tokens, as `Vocabularies` makes them."""
+
+    source: list[Tensor]
+    target: list[Tensor]
+    long: int  # pairs left out, or source texts cut, for their length
 
 
 @dataclass
@@ -58,28 +70,32 @@ class Translation:
     # --- data ----------------------------------------------------------------------------------
 
     @cached_property
-    def _encoded(self) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-        """By split, tokens of all pairs; of training those alone that are not longer than max_length."""
-        o, v = self.options, self.vocabularies
-        most = o.max_length + 1
+    def _encoded(self) -> dict[str, _Encoded]:
+        """Every split in tokens. What is longer than max_length training leaves out, and others cut.
+
+        Raises UsageError if nothing is left to train on.
+        """
+        most = self.options.max_length + 1  # with the end
         found = {}
         for split, (a, b) in self.corpus.splits.items():
-            extra = 1 if split == "train" else 0  # so that what is too long can be told
-            source, target = v.encode_source(a, most + extra), v.encode_target(b, most + extra)
+            # With room for a token too many, so that what is too long can be told.
+            source = self.vocabularies.encode_source(a, most + 1)
+            target = self.vocabularies.encode_target(b, most + 1)
             if split == "train":
-                kept = [
-                    i
-                    for i, (s, t) in enumerate(zip(source, target, strict=True))
-                    if len(s) <= most and len(t) <= most + 1
-                ]
-                source, target = [source[i] for i in kept], [target[i] for i in kept]
-            found[split] = source, target
+                pairs = zip(source, target, strict=True)
+                fits = [(s, t) for s, t in pairs if len(s) <= most and len(t) <= most + 1]
+                if not fits:
+                    raise UsageError(
+                        f"no training pair is short enough for --max-length {self.options.max_length}; "
+                        "give more"
+                    )
+                kept = [s for s, _ in fits], [t for _, t in fits]
+                found[split] = _Encoded(*kept, len(source) - len(fits))
+            else:
+                long = sum(len(s) > most for s in source)
+                source = [_cut(s, most) for s in source]
+                found[split] = _Encoded(source, [_cut(t, most + 1) for t in target], long)
         return found
-
-    @property
-    def left_out(self) -> int:
-        """Training pairs that are longer than max_length."""
-        return len(self.corpus.splits["train"][0]) - len(self._encoded["train"][0])
 
     @cached_property
     def _batches(self) -> dict[int, Batches]:
@@ -90,7 +106,8 @@ class Translation:
         if seed not in self._batches:
             o = self.options
             self._batches[seed] = Batches(
-                *self._encoded["train"],
+                self._encoded["train"].source,
+                self._encoded["train"].target,
                 tokens=o.batch_tokens,
                 size=o.batch_size,
                 accumulate=o.accumulate,
@@ -100,25 +117,23 @@ class Translation:
 
     # --- training ------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def units_per_step(self) -> int:
         """Target tokens on average."""
-        count = sum(len(t) - 1 for t in self._encoded["train"][1])
+        count = sum(len(t) - 1 for t in self._encoded["train"].target)
         return max(1, round(count / len(self.batches(0)) * self.options.accumulate))
 
     @property
     def batch_shape(self) -> tuple[int, int, int]:
-        pairs, _, length = self._largest
-        return self.options.accumulate, pairs, length
+        return (self.options.accumulate, *self._largest)
 
     @cached_property
-    def _largest(self) -> tuple[int, int, int]:
-        """(pairs, source tokens, target tokens) of the batch with the most numbers in it."""
+    def _largest(self) -> tuple[int, int]:
+        """(pairs, tokens of the longer side) of the batch with the most numbers in it."""
         b = self.batches(0)
         lengths = b.lengths.sort().values
-        sizes = [(end - start, int(lengths[end - 1])) for start, end in zip(b.cuts, b.cuts[1:])]  # noqa: B905
-        pairs, length = max(sizes, key=lambda size: size[0] * size[1])
-        return pairs, length, length
+        sizes = [(end - start, int(lengths[end - 1])) for start, end in pairwise(b.cuts)]
+        return max(sizes, key=math.prod)
 
     @property
     def is_divisible(self) -> bool:
@@ -139,11 +154,9 @@ class Translation:
         return self.batches(seed).step(step)
 
     def blank(self) -> Weighted:
-        pairs, source, target = self._largest
-        whole = torch.int64
-        return Weighted(
-            torch.ones(pairs, source, dtype=whole), torch.ones(pairs, target + 1, dtype=whole)
-        )
+        pairs, length = self._largest
+        source = torch.ones(pairs, length, dtype=torch.int64)
+        return Weighted(source, torch.ones(pairs, length + 1, dtype=torch.int64))
 
     def loss(self, model: nn.Module, batch: Weighted) -> Tensor:
         smoothing = self.options.label_smoothing
@@ -162,7 +175,8 @@ class Translation:
     ) -> dict[str, float]:
         o = self.options
         pairs = None if thorough else o.eval_pairs
-        source, target = (side[:pairs] for side in self._encoded[split])
+        encoded = self._encoded[split]
+        source, target = encoded.source[:pairs], encoded.target[:pairs]
         found = {"loss": mean_loss(model, source, target, tokens=o.batch_tokens, dtype=dtype)}
         if thorough:
             references = self.corpus.splits[split][1]
@@ -199,7 +213,7 @@ class Translation:
 
     @torch.no_grad()
     def probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        ids = self._encoded["validation"][0][0][:PROBE].unsqueeze(0)
+        ids = self._encoded["validation"].source[0][:PROBE].unsqueeze(0)
         ids = ids.to(next(model.parameters()).device)
         training = model.training
         logits = model.eval()(ids, probe_of(ids))
@@ -254,17 +268,12 @@ class Translation:
         """What happened to the data, in sentences."""
         found = list(self.corpus.notes)
         long = f"longer than {self.options.max_length} tokens"
-        if self.left_out:
-            found.append(f"{self.left_out:,} training pairs are {long} and left out (--max-length)")
+        if left := self._encoded["train"].long:
+            found.append(f"{left:,} training pairs are {long} and left out (--max-length)")
         for split in ("validation", "test"):
-            texts = self.corpus.splits[split][0]
-            cut = sum(len(s) > self.options.max_length + 1 for s in self._read_whole(texts))
-            if cut:
+            if cut := self._encoded[split].long:
                 found.append(f"{cut:,} source texts of {split} are {long} and cut")
         return found
-
-    def _read_whole(self, texts: list[str]) -> list[Tensor]:
-        return self.vocabularies.encode_source(texts, self.options.max_length + 2)
 
     def summary(self) -> dict[str, Any]:
         corpus, sizes = self.corpus, self.vocabularies.sizes
@@ -275,6 +284,11 @@ class Translation:
             "bleu": bleu_signature(self._metric()),
             "fingerprint": hashlib.sha256(of).hexdigest(),
         }
+
+
+def _cut(tokens: Tensor, most: int) -> Tensor:
+    """At most so many of them, the end as the last."""
+    return tokens if len(tokens) <= most else torch.cat((tokens[: most - 1], tokens[-1:]))
 
 
 def _as_lines(texts: list[str]) -> bytes:
