@@ -12,22 +12,14 @@ studies can run side by side on two cores.
 """
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 
 from rich.console import Console
+from studies import Study, run, table
 
 from spectrain import SST, GaLore
-from spectrain.errors import SpectrainError
 from spectrain.method import Method
-from spectrain.runs.compare import load_comparison
-from spectrain.runs.jobs import compare
-from spectrain.runs.options import RunOptions
-from spectrain.runs.scores import cost_of
-from spectrain.runs.statistics import seed_noise
-from spectrain.runs.view import Terminal
 from spectrain.tasks.lm.options import LanguageModelOptions
 from spectrain.tasks.lm.task import LanguageModelling
 from spectrain.tasks.score import LOSS
@@ -37,17 +29,11 @@ SMALL = {"num_hidden_layers": "2", "hidden_size": "64", "intermediate_size": "17
 WIDE = {"num_hidden_layers": "2", "hidden_size": "128", "intermediate_size": "352"}
 
 
-@dataclass(frozen=True)
-class Study:
-    """Arms that differ in one choice; the first is what the others are compared with."""
+@dataclass(frozen=True, kw_only=True)
+class LanguageStudy(Study):
+    """On standard-library source."""
 
-    about: str
-    arms: dict[str, Method]
-    steps: int
-    lr: float
     model: dict[str, str]
-    batch_size: int = 4
-    seeds: int = 3
 
 
 def forms(rank: int, resample_every: int = 200, rounds: int = 4) -> dict[str, Method]:
@@ -71,68 +57,23 @@ REFRESHES: dict[str, Method] = {
 }
 
 STUDIES = {
-    "sst-r4-750": Study("SST, d = 64, r = 4", forms(4), 750, 8e-3, SMALL),
-    "sst-r16-1500": Study("SST, d = 64, r = 16", forms(16), 1500, 8e-3, SMALL),
-    "sst-r4-3000": Study("SST, d = 64, r = 4", forms(4), 3000, 8e-3, SMALL),
-    "sst-d128-1500": Study("SST, d = 128, r = 16", forms(16), 1500, 8e-3, WIDE),
-    "galore": Study("GaLore, d = 64, r = 4", REFRESHES, 3000, 1.6e-2, SMALL),
-}
-
-
-def run(name: str, study: Study, out: Path, console: Console) -> None:
-    options = LanguageModelOptions(
-        model="llama-9m",
-        vocab_size=1024,
-        sequence_length=128,
-        batch_size=study.batch_size,
-        eval_tokens=16384,
-        final_tokens=131072,
+    name: LanguageStudy(about, arms, steps, lr, model=model)
+    for name, about, arms, steps, lr, model in (
+        ("sst-r4-750", "SST, d = 64, r = 4", forms(4), 750, 8e-3, SMALL),
+        ("sst-r16-1500", "SST, d = 64, r = 16", forms(16), 1500, 8e-3, SMALL),
+        ("sst-r4-3000", "SST, d = 64, r = 4", forms(4), 3000, 8e-3, SMALL),
+        ("sst-d128-1500", "SST, d = 128, r = 16", forms(16), 1500, 8e-3, WIDE),
+        ("galore", "GaLore, d = 64, r = 4", REFRESHES, 3000, 1.6e-2, SMALL),
     )
-    task = LanguageModelling.load(options, study.model)
-    settings = RunOptions(steps=study.steps, lr=study.lr, eval_every=0, checkpoint_every=0, keep=1)
-    with Terminal(console, task.unit) as view:
-        compare(
-            task,
-            study.arms,
-            dict.fromkeys(study.arms, (study.lr,)),
-            settings,
-            ordinary_rates=(4e-3,),
-            report_seeds=tuple(range(1, study.seeds)),  # seed 0 chooses nothing, so it counts too
-            max_extensions=0,
-            out=out / name,
-            view=view,
-        )
-
-
-def table(name: str, study: Study, directory: Path) -> list[str]:
-    """The study's rows, of the arms that have finished all seeds."""
-    if not (directory / "config.json").is_file():
-        return []
-    found: dict[str, dict[int, float]] = {}
-    for trial, result in load_comparison(directory).results.items():
-        found.setdefault(trial.arm, {})[trial.seed] = cost_of(result, "test", LOSS)
-    losses = {
-        arm: [of[seed] for seed in sorted(of)]
-        for arm in study.arms
-        if len(of := found.get(arm, {})) == study.seeds
-    }
-    if len(losses) < 2:
-        return []
-    noise = seed_noise(list(losses.values()))
-    floor = noise.floor(study.seeds, study.seeds) if noise else float("nan")
-    base = mean(next(iter(losses.values())))
-    lines = [
-        f"\n## {name}: {study.about}, {study.steps:,} steps of {128 * study.batch_size:,} tokens\n",
-        f"{study.seeds} seeds, rate {study.lr:g}; noise floor of a difference {floor:.4f} nats.\n",
-        "| arm | test loss | against the first | more than noise |",
-        "|---|---|---|---|",
-    ]
-    for arm, values in losses.items():
-        difference = mean(values) - base
-        verdict = "yes" if abs(difference) > floor else "no"
-        shown = ("–", "–") if arm == next(iter(losses)) else (f"{difference:+.4f}", verdict)
-        lines.append(f"| {arm} | {mean(values):.4f} | {shown[0]} | {shown[1]} |")
-    return lines
+}
+OPTIONS = LanguageModelOptions(
+    model="llama-9m",
+    vocab_size=1024,
+    sequence_length=128,
+    batch_size=4,
+    eval_tokens=16384,
+    final_tokens=131072,
+)
 
 
 def main() -> None:
@@ -144,19 +85,21 @@ def main() -> None:
     if unknown := set(given.studies) - set(STUDIES):
         parser.error(f"no study called {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     console = Console()
-    for name in given.studies or STUDIES:
-        if not given.collect:
-            try:
-                run(name, STUDIES[name], given.out, console)
-            except SpectrainError as error:
-                sys.exit(f"Error: {error}")
+    for name in (given.studies or STUDIES) if not given.collect else ():
+        task = LanguageModelling.load(OPTIONS, STUDIES[name].model)
+        run(STUDIES[name], given.out / name, task, console, (4e-3,))
     lines = [
         "# What the cheap variants cost in loss\n",
         "Made by `python benchmarks/choices.py`: standard-library source, LLaMA, test loss in nats per "
         "token.",
     ]
     for name, study in STUDIES.items():
-        lines += table(name, study, given.out / name)
+        if rows := table(study, given.out / name, {LOSS: "{:.4f}".format}):
+            tokens = OPTIONS.batch_size * OPTIONS.sequence_length
+            lines.append(
+                f"\n## {name}: {study.about}, {study.steps:,} steps of {tokens:,} tokens\n"
+            )
+            lines += rows
     (HERE / "results" / "choices.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

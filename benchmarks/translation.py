@@ -7,17 +7,17 @@
 
 FOLDER holds train, val and test_2016_flickr in .de and .en (compressed or not). Each size and geometry is
 a `spectrain compare translate` in a process of its own with one thread: interrupt it and run it again,
-finished trials are kept. Results go to benchmarks/results/translation/.
+finished trials are kept, those of this repository too. Results go to benchmarks/results/translation/.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from kept import give_back, keep
 from workers import Workers
 
 from spectrain.runs.compare import Comparison, load_comparison
@@ -26,6 +26,8 @@ from spectrain.runs.summary import summarise
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "translation"
+TRIALS = RESULTS / "trials"
+STEPS = 800
 SIZES = {
     f"{geometry}-{dim}": (geometry, dim)
     for dim in (64, 128)
@@ -35,12 +37,14 @@ OPTIONS = (
     *("--source", "de", "--target", "en", "--test-set", "test_2016_flickr"),
     *("--methods", "full,sst,relora,lora,galore", "--extend", "0"),
     *("--layers", "3", "--heads", "4", "--vocab-size", "4000"),
-    *("--batch-tokens", "1024", "--eval-every", "300", "--checkpoint-every", "0", "--keep", "1"),
+    *("--batch-tokens", "1024", "--eval-every", "200", "--checkpoint-every", "0", "--keep", "1"),
     # Periods are the paper's times this run's steps over its 40,000, and no shorter than a warm-up lets be.
     *("--sst.resample-every", "50", "--sst.warmup", "5"),
     *("--relora.merge-every", "50", "--relora.rewarm", "5"),
     *("--galore.refresh-every", "50", "--galore.scale", "1.0"),
-    *("--lr-ordinary", "2e-3", "--full.sweep-lr", "1e-3,2e-3,4e-3"),
+    # As many rates for each; those of full rank and GaLore, whose rate is that of W itself, are lower.
+    *("--lr-ordinary", "2e-3", "--sweep-lr", "2e-3,4e-3,8e-3"),
+    *("--full.sweep-lr", "1e-3,2e-3,4e-3", "--galore.sweep-lr", "1e-3,2e-3,4e-3"),
 )
 ARMS = {
     "full": "Full rank",
@@ -63,8 +67,8 @@ def command(name: str, given: argparse.Namespace) -> list[str]:
     return [
         *("compare", "translate", *OPTIONS, "--data", str(given.data)),
         *("--geometry", geometry, "--dim", str(dim), "--rank", f"{dim // 8},{dim // 16}"),
-        *("--sweep-lr", "2e-3,4e-3,8e-3", "--steps", str(given.steps)),
-        *("--seeds", str(given.seeds), "--out", str(given.out / name)),
+        *("--steps", str(given.steps), "--seeds", str(given.seeds)),
+        *("--out", str(given.out / name)),
     ]
 
 
@@ -72,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the texts")
     parser.add_argument("--only", choices=SIZES, nargs="+", default=list(SIZES))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "translation")
@@ -82,6 +86,8 @@ def main() -> None:
     if not given.collect:
         if given.data is None or not given.data.is_dir():
             parser.error("the texts are not part of this repository: give their folder with --data")
+        for name in given.only if given.steps == STEPS else ():
+            give_back(TRIALS / f"{name}.jsonl", given.out / name, given.data)
         workers = Workers(given.out)
         code = workers.run_all(given.only, lambda name: command(name, given), given.workers)
     collect(given.out)
@@ -94,6 +100,8 @@ def main() -> None:
 def collect(runs: Path) -> None:
     """Write results/translation/table.md from the comparisons under `runs`, as far as they are."""
     known = {n: load_comparison(runs / n) for n in SIZES if (runs / n / "config.json").exists()}
+    for name, comparison in known.items():
+        keep(comparison.directory, TRIALS / f"{name}.jsonl")
     found = {n: bleu_of(c, SIZES[n][1]) for n, c in known.items()}
     found = {n: scores for n, scores in found.items() if scores}
     if not found:
@@ -120,7 +128,6 @@ def collect(runs: Path) -> None:
         comparison = known[name]
         lines += [f"### {name}\n", *(f"- {text}" for text in summarise(comparison).sentences), ""]
         write_report(comparison.directory)
-        shutil.copy2(comparison.directory / "results.csv", RESULTS / f"{name}.csv")
     (RESULTS / "table.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(f"wrote {RESULTS / 'table.md'}")
 
