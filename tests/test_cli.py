@@ -245,7 +245,7 @@ def test_a_full_disk_exits_with_1(command, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(MetricsLog, "_append", full)
-    refused(command(*LM, "--method", "full"), r"metrics.jsonl: No space left on device", 1)
+    refused(command(*LM, "--method", "full"), r"dynamics.jsonl: No space left on device", 1)
 
 
 # --- the main job --------------------------------------------------------------------------------

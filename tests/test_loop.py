@@ -24,7 +24,15 @@ from spectrain.tasks.lm.task import LanguageModelling
 
 FILES = {
     *(".lock", "config.json", "metrics.jsonl", "timing.jsonl", "result.json", "spectra.json"),
-    *("checkpoints", "tokenizer", "model", "report.html", "loss.png", "spectra.png"),
+    *(
+        "dynamics.jsonl",
+        "checkpoints",
+        "tokenizer",
+        "model",
+        "report.html",
+        "loss.png",
+        "spectra.png",
+    ),
 }
 
 

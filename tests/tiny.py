@@ -100,6 +100,7 @@ def make_options(**options: Any) -> RunOptions:
         "lr": 1e-2,
         "log_every": 4,
         "eval_every": 6,
+        "look_every": 2,
         "checkpoint_every": 0,
         "keep": 20,
         "device": "cpu",
@@ -161,8 +162,9 @@ def stopped_at(directory, method, step, **options):
 
 
 def same(a, b):
-    """Bit for bit: rows of metrics; model, optimizer, random numbers and probe at the end."""
-    assert (a / "metrics.jsonl").read_text() == (b / "metrics.jsonl").read_text()
+    """Bit for bit: rows; model, optimizer, random numbers and probe at the end."""
+    for name in ("metrics.jsonl", "dynamics.jsonl"):
+        assert (a / name).read_text() == (b / name).read_text()
     first, second = final(a), final(b)
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]

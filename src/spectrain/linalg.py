@@ -190,3 +190,20 @@ def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator, *, like:
     draw = torch.rand(shape, generator=generator, dtype=torch.float32)
     scaled: Tensor = (2 * draw - 1) * bound
     return scaled.to(working(like))
+
+
+def orthogonality_error(
+    rows: Tensor,  # (r, n)
+    others: Tensor | None = None,  # (k - r, n)
+) -> Tensor:
+    """The largest entry of |Q rowsᵀ − I|, with Q these rows and the others: 0 for orthonormal ones.
+
+    2 r k n operations, for the 2 k² n that all of Q Qᵀ would take.
+    """
+    a = working(rows.detach())
+    own = a @ a.mT
+    own.diagonal().sub_(1.0)
+    largest = own.abs().amax()
+    if others is not None and others.numel():
+        largest = torch.maximum(largest, (working(others.detach()) @ a.mT).abs().amax())
+    return largest

@@ -109,6 +109,15 @@ class Parametrization(nn.Module):
         """Factors that get no gradient in this step, by intention."""
         return ()
 
+    def drift(self) -> Tensor | None:
+        """How far vectors that should be orthonormal are from it: the largest |U Uᵀ − I| of those that
+        train with all; None for a form that has none."""
+        return None
+
+    def sampled(self) -> Tensor | None:
+        """Which of W's singular triples train, counted from the largest; None where that has no meaning."""
+        return None
+
     def note_versions(self) -> None:
         """Remember the factors as they are, for `factors_changed`."""
         self.noted = [p._version for p in self.factors().values()]

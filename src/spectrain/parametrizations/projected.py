@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from spectrain.abstract import is_abstract
 from spectrain.errors import UsageError
-from spectrain.linalg import working
+from spectrain.linalg import orthogonality_error, working
 from spectrain.parametrizations.base import (
     Factored,
     Gradients,
@@ -73,6 +73,9 @@ class Projected(Factored):
 
     def dense(self) -> Tensor:
         return working(self.base) + self.back()
+
+    def drift(self) -> Tensor:
+        return orthogonality_error(self.basis)
 
     @torch.no_grad()
     def fold(self, scale: float, decay: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spectrain.linalg import randomized_svd, svd, working
+from spectrain.linalg import orthogonality_error, randomized_svd, svd, working
 from spectrain.parametrizations.base import Factored, compute_dtype
 from spectrain.parametrizations.spectral_products import ActiveRoute
 from spectrain.sampling import draw
@@ -29,6 +29,7 @@ class SpectralResidual(Factored):
         super().__init__(linear, method)
         weight = self.take_weight()
         self.enhanced = enhanced
+        self._chosen: Tensor | None = None  # by `renew`, from all triples
         self.base = self.parameter(weight, trainable=False)
         self.s_active = nn.Parameter(weight.new_zeros(rank))
         self.U_active = nn.Parameter(weight.new_zeros(rank, self.out_features))
@@ -43,6 +44,12 @@ class SpectralResidual(Factored):
     def s(self) -> Tensor:
         """The active singular values (r,)."""
         return self.s_active
+
+    def drift(self) -> Tensor:
+        return torch.maximum(orthogonality_error(self.U_active), orthogonality_error(self.V_active))
+
+    def sampled(self) -> Tensor | None:
+        return self._chosen
 
     def dense(self) -> Tensor:
         U, V = working(self.U_active), working(self.V_active)
@@ -68,7 +75,7 @@ class SpectralResidual(Factored):
         """
         W = self.dense()
         U, s, V = svd(W) if candidates is None else randomized_svd(W, candidates, generator)
-        chosen = draw(sampling, s, self.rank, generator)
+        chosen = self._chosen = draw(sampling, s, self.rank, generator)
         self.U_active.copy_(U[chosen])
         self.s_active.copy_(s[chosen])
         self.V_active.copy_(V[chosen])

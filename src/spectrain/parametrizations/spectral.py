@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.abstract import is_abstract
-from spectrain.linalg import svd, working
+from spectrain.linalg import orthogonality_error, svd, working
 from spectrain.parametrizations.base import Factored, compute_dtype, of_equal_shape
 from spectrain.parametrizations.spectral_products import (
     ActiveRoute,
@@ -129,6 +129,16 @@ class Spectral(Factored):
 
     def resting(self) -> tuple[nn.Parameter, ...]:
         return (self.s_frozen,) if self.frozen_s_rest else ()
+
+    def drift(self) -> Tensor:
+        return torch.maximum(
+            orthogonality_error(self.U_active, self.U_frozen),
+            orthogonality_error(self.V_active, self.V_frozen),
+        )
+
+    def sampled(self) -> Tensor:
+        order = self.s.detach().argsort(descending=True)
+        return order.argsort()[: self.rank]
 
     def release(self) -> None:
         self.kept = None

@@ -5,8 +5,9 @@ checkpoints/step-00000200/
     optimizer.safetensors    moments, keyed "parameter/state"; random-number state, keyed "rng/device"
     probe.safetensors        a fixed input and the model's output for it
     state.json               where the loop was: step, phase, sums of the current interval
-    metrics.jsonl            the rows up to here, and
-    timing.jsonl             how long they took
+    metrics.jsonl            the rows up to here,
+    timing.jsonl             how long they took,
+    dynamics.jsonl           and what the instruments saw
     manifest.json            format, run, step, and size and SHA-256 of each file
 
 Nothing of it is trusted before its sum agrees; nothing is followed out of its folder or unpickled.
@@ -28,7 +29,7 @@ from spectrain.runs.files import TEMPORARY, read_json
 from spectrain.runs.records import TEXT, WHOLE, Each, check_record, read_record
 
 FORMAT = 3
-ROWS = ("metrics.jsonl", "timing.jsonl")
+ROWS = ("metrics.jsonl", "timing.jsonl", "dynamics.jsonl")
 FILES = (
     *("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"),
     *ROWS,
@@ -49,7 +50,7 @@ class Checkpoint:
         return read_record(self.path / "state.json", {}) or {}
 
     def rows(self) -> dict[str, bytes]:
-        """metrics.jsonl and timing.jsonl as they were, by name. Raises RunError if they are gone."""
+        """The files of rows as they were, by name. Raises RunError if they are gone."""
         try:
             return {name: (self.path / name).read_bytes() for name in ROWS}
         except OSError as error:

@@ -24,6 +24,7 @@ from spectrain.runs import checkpoint, randomness
 from spectrain.runs.allocator import keep_freed_memory
 from spectrain.runs.files import write_atomic, write_json
 from spectrain.runs.health import is_lost, not_finite, warn_of_silent_events
+from spectrain.runs.instruments import Instruments
 from spectrain.runs.interrupt import Interrupted, StopRequest, stop_on_signal
 from spectrain.runs.memory import RunMemory, size_of
 from spectrain.runs.metrics import MetricsLog
@@ -36,6 +37,7 @@ from spectrain.runs.saving import Saver
 from spectrain.runs.snapshot import Snapshot, take
 from spectrain.runs.spectra import spectra
 from spectrain.runs.start import Start, find_start_together, write_beginning
+from spectrain.runs.tensorboard import TensorBoard
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge
 from spectrain.tasks.batch import Batch
@@ -110,6 +112,7 @@ class Training:
                 stopped = self.team.any(stopped or stop.asked)
         finally:
             self.view.end()
+            self.log.flush()
         if stopped:
             self.saver.wait()
             raise Interrupted(
@@ -139,7 +142,14 @@ class Training:
         if start.fork is not None:
             self._save(start.rows)
             self.saver.wait()  # from here on the run it was forked from is not needed any more
-        self.log = MetricsLog(self.directory, start.rows, self.team.first)
+        writes = self.team.first
+        board = (
+            TensorBoard(self.directory, self.now.step)
+            if self.options.tensorboard and writes
+            else None
+        )
+        self.log = MetricsLog(self.directory, start.rows, writes, board)
+        self._watch()
 
     # --- phases --------------------------------------------------------------------------------
 
@@ -161,6 +171,11 @@ class Training:
         if not o.shard:
             self.loss = self.team.wrap(loss, sharded=False)
         warn_of_silent_events(method, steps, self.model)
+
+    def _watch(self) -> None:
+        log, writes = self.log, self.team.first
+        how = log.record_dynamics, log.seen() if writes else [], self.view.alert, writes
+        self.instruments = Instruments(self.model, self.options, self.now.step, *how)
 
     def _build_optimizer(self) -> Stepping:
         o = self.options
@@ -190,6 +205,7 @@ class Training:
             merge(self.model)
             self.now = replace(self.now, phase=self.now.phase + 1, gradient_bytes=0)
             self._enter_phase()
+            self._watch()
             title = self.phases[self.now.phase][0].title
             self.view.begin(title, self.now.step, self.options.steps)
         before = self.now.interval
@@ -200,6 +216,7 @@ class Training:
         while True:
             total += self._one_step()
             self.now = replace(self.now, step=self.now.step + 1)
+            self.instruments.after_update(self.now.step)
             steps += 1
             complete = self._is_due() or self.now.step == self.ends[self.now.phase]
             if complete or self.team.any(stop.asked):
@@ -268,6 +285,7 @@ class Training:
                     loss = self.loss(batch.to(self.device)) / len(batches)
                 loss.backward()
             total += loss.detach()
+        self.instruments.before_update(self.now.step)
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
         if not self.now.gradient_bytes:
@@ -302,7 +320,7 @@ class Training:
     def _save(self, rows: Mapping[str, bytes] | None = None) -> None:
         """Copy the state and begin to write it, unless that step is saved or its numbers are lost.
 
-        rows: metrics.jsonl and timing.jsonl by name; as they are on the disk if not given.
+        rows: the files of rows by name; as they are on the disk if not given.
         """
         if self.saver.newest == self.now.step:
             return
@@ -349,6 +367,7 @@ class Training:
         """Write the last row, the spectra, what there is to see, and the result."""
         measured = self.now.best_step if self.options.patience else self.now.step
         self.log.record(step=measured, **scores)
+        self.log.flush()
         add_last_spectra(self.directory, last)
         for name, content in shown.items():
             write_atomic(self.directory / name, content)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and timing.jsonl: what was measured, and how long it took, row by row."""
+"""A run's files of rows: what was measured, how long it took, what the instruments saw."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from spectrain.errors import RunError
 from spectrain.runs.checkpoint import ROWS
 from spectrain.runs.files import CURE, read_rows, write_atomic
 from spectrain.runs.records import FINITE, WHOLE
+from spectrain.runs.tensorboard import TensorBoard
 
 
 class MetricsLog:
-    """Appends rows to a run's two files.
+    """Appends rows to metrics.jsonl, timing.jsonl and dynamics.jsonl.
 
-    rows: both files as the checkpoint has them that the run goes on from, by name; what they hold
+    rows: these files as the checkpoint has them that the run goes on from, by name; what they hold
     beyond that (of steps that will be made again, or half a row) is dropped. Raises RunError if the
-    disk fails. writes: False on a process that leaves the files to another.
+    disk fails. writes: False on a process that leaves the files to another. board: is told the rows, too.
     """
 
-    def __init__(self, directory: Path, rows: Mapping[str, bytes], writes: bool = True) -> None:
-        self.metrics, self.timing = (directory / name for name in ROWS)
-        self.writes = writes
-        for path in (self.metrics, self.timing):
+    def __init__(
+        self,
+        directory: Path,
+        rows: Mapping[str, bytes],
+        writes: bool = True,
+        board: TensorBoard | None = None,
+    ) -> None:
+        self.metrics, self.timing, self.dynamics = self.paths = [directory / n for n in ROWS]
+        self.writes, self.board = writes, board
+        for path in self.paths:
             content = rows.get(path.name, b"")
             if writes and (content or path.exists()):
                 write_atomic(path, content)
@@ -34,9 +41,9 @@ class MetricsLog:
         self.seconds = times[-1][1] if times else 0.0
 
     def contents(self) -> dict[str, bytes]:
-        """Both files as they are now, by name, for a checkpoint. Raises RunError if one cannot be read."""
+        """The files as they are now, by name, for a checkpoint. Raises RunError if one cannot be read."""
         found = {}
-        for path in (self.metrics, self.timing):
+        for path in self.paths:
             try:
                 found[path.name] = path.read_bytes()
             except FileNotFoundError:
@@ -48,6 +55,23 @@ class MetricsLog:
     def record(self, **row: Any) -> None:
         """Append one row of metrics."""
         self._append(self.metrics, row)
+        if self.board is not None:
+            self.board.write(row)
+
+    def record_dynamics(self, **row: Any) -> None:
+        """Append one row of what the instruments saw."""
+        self._append(self.dynamics, row)
+        if self.board is not None:
+            self.board.write_look(row)
+
+    def flush(self) -> None:
+        """Write what TensorBoard's writer still has in memory; the files of rows have it already."""
+        if self.board is not None:
+            self.board.flush()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """What the instruments saw until now."""
+        return read_rows(self.dynamics)
 
     def record_timing(self, step: int, seconds: float, units: int, unit: str) -> None:
         """Append the time that the latest `units` of work took; `seconds` of the run accumulate."""

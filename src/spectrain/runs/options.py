@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -65,6 +66,15 @@ class RunOptions:
         help="with several processes: divide the weights over them (FSDP2), not only the data",
     )
     log_every: int = option(10, help="steps between rows of metrics", minimum=1)
+    look_every: int | None = option(
+        None,
+        help="steps between looks at gradients, updates and drift, and 0 for no instruments at all; "
+        "default: a hundredth of --steps, and at least 20",
+        minimum=0,
+    )
+    tensorboard: bool = option(
+        False, help="also write what is measured to RUN/tensorboard, for TensorBoard to show"
+    )
     eval_every: int = option(200, help="steps between validations; 0: only at the end", minimum=0)
     checkpoint_every: int = option(
         500, help="steps between checkpoints; 0: only at the end", minimum=0
@@ -86,11 +96,21 @@ class RunOptions:
             raise UsageError("train: patience needs validations: give eval_every a value above 0")
         if self.keep_best and not self.eval_every:
             raise UsageError("train: keep_best needs validations: give eval_every a value above 0")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise UsageError(
+                "train: tensorboard is not installed; pip install 'spectrain[tensorboard]' brings it"
+            )
 
     @property
     def keeps_best(self) -> bool:
         """Whether the best checkpoint so far is saved."""
         return self.keep_best or self.patience > 0
+
+    @property
+    def look_period(self) -> int:
+        """Steps between looks; 0: none, and no other instrument."""
+        default = max(20, math.ceil(self.steps / 100))
+        return default if self.look_every is None else self.look_every
 
     @property
     def excluded(self) -> list[str]:
