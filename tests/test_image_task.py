@@ -27,7 +27,7 @@ from spectrain.tasks.image.builtin import digits
 from spectrain.tasks.image.images import Images
 from spectrain.tasks.image.models import build
 from spectrain.tasks.image.options import ImageOptions
-from spectrain.tasks.image.order import EpochOrder
+from spectrain.tasks.order import EpochOrder
 from spectrain.tasks.image.picture import mistakes
 from spectrain.tasks.image.plain import load_network, outputs
 from spectrain.tasks.image.predictions import logits_of, measured
