@@ -210,8 +210,8 @@ class TextClassification:
         return [
             self.base.describe(),
             f"{self.data}: {counts} texts; {len(self.classes)} labels, of which {self.classes[most]!r}, "
-            f"the most frequent, is {share} of test; an epoch is {epoch:.1f} steps of {self.units_per_step:,} "
-            "texts",
+            f"the most frequent, is {share} of test; an epoch is {epoch:.1f} steps of "
+            f"{self.units_per_step:,} texts",
             *(f"note: {note}" for note in self.notes),
         ]
 

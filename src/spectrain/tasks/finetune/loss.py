@@ -95,10 +95,9 @@ def _require_apart(model: nn.Module, rows: Rows) -> None:
     Looked at once for each model, on the first row that holds two examples.
     """
     assert rows.members is not None
-    several = (rows.members > 0).any(1).nonzero() if not is_abstract(rows.members) else ()
-    if model in _apart or not len(several):
+    if model in _apart or is_abstract(rows.members) or not (rows.members > 0).any():
         return
-    row = int(several[0])
+    row = int((rows.members > 0).any(1).int().argmax())
     ids, members = rows.inputs[row : row + 1], rows.members[row : row + 1]
     positions = None if rows.positions is None else rows.positions[row : row + 1]
     parts = [ids[members == number][None] for number in range(int(members.max()) + 1)]

@@ -154,9 +154,11 @@ def _lines(path: Path, text: str) -> Iterator[Record]:
 
 def _table(path: Path, text: str, kind: str) -> Iterator[Record]:
     """Rows under a header; or CoLA's, which have none. Only .csv has quotes that mean something."""
-    lines = text.splitlines(keepends=True) if kind == ".csv" else text.split("\n")
-    form: dict[str, Any] = {} if kind == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-    rows = csv.reader((line.replace("\r\n", "\n") for line in lines), strict=True, **form)
+    lines = text.replace("\r\n", "\n").split("\n")
+    form: dict[str, Any] = {}
+    if kind != ".csv":
+        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = csv.reader((f"{line}\n" for line in lines), strict=True, **form)
     header: Sequence[str] | None = None
     try:
         for row in rows:

@@ -186,8 +186,16 @@ class FineTuning:
     ) -> dict[str, float]:
         o = self.options
         examples = self.parts[split][: o.final_examples if thorough else o.eval_examples]
-        how = {"size": o.batch_size, "pad": self.base.pad, "chunk": o.loss_chunk, "dtype": dtype}
-        found = {"loss": mean_loss(model, examples, **how, processes=processes)}
+        loss = mean_loss(
+            model,
+            examples,
+            size=o.batch_size,
+            pad=self.base.pad,
+            chunk=o.loss_chunk,
+            dtype=dtype,
+            processes=processes,
+        )
+        found = {"loss": loss}
         if thorough and self.answers:
             found |= self._exact_match(model, split, dtype, processes)
         if thorough and self.other is not None:
