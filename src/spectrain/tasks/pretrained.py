@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def read_config(name: str, folder: Path, gguf: str | None = None) -> Any:
     if gguf is None and not (folder / "config.json").is_file():
         raise UsageError(f"{name!r} is no transformers model: it has no config.json")
     try:
-        with _gguf_readable(gguf), quiet():
+        with _reading(gguf):
             return AutoConfig.from_pretrained(folder, trust_remote_code=False, **_file(gguf))
     except UsageError:
         raise
@@ -38,7 +40,7 @@ def read_tokenizer(name: str, folder: Path, gguf: str | None = None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        with _gguf_readable(gguf), quiet():
+        with _reading(gguf):
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False, **_file(gguf)
             )
@@ -92,11 +94,7 @@ def from_weights(
     """
     bounded(config)
     try:
-        with (
-            torch.device("cpu"),
-            _gguf_readable(gguf),
-            quiet(),
-        ):  # transformers does not load to meta
+        with torch.device("cpu"), _reading(gguf):  # transformers does not load to meta
             model, loading = auto.from_pretrained(
                 folder,
                 config=config,
@@ -138,33 +136,27 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Transformers' progress bars are off within the context."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def _file(gguf: str | None) -> dict[str, str]:
     return {} if gguf is None else {"gguf_file": gguf}
 
 
 @contextmanager
-def _gguf_readable(gguf: str | None) -> Iterator[None]:
-    """Say what to install where transformers lacks the package that reads GGUF files."""
-    try:
-        yield
-    except ImportError as error:
-        if gguf is None:
-            raise
+def _reading(gguf: str | None) -> Iterator[None]:
+    """Transformers reads within, without progress bars. Raises UsageError if it cannot read GGUF files."""
+    from transformers.utils import logging
+
+    if gguf is not None and find_spec("gguf") is None:
         raise UsageError(
             f"{gguf} is a GGUF file, and transformers reads those by the package gguf, which is missing: "
             "pip install gguf"
-        ) from error
+        )
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    # The bar of GGUF files does not ask whether it is wanted.
+    silence = redirect_stderr(io.StringIO()) if gguf else nullcontext()
+    try:
+        with silence:
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
