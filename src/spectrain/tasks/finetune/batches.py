@@ -145,7 +145,7 @@ class Batches:
         return max(sizes), max(sum(e.answered for e in group) for group in self.groups)
 
     def step(self, step: int) -> list[Rows]:
-        """The rows of optimizer step `step`, from 0; the mean of their losses is that of all predictions."""
+        """The rows of step `step`, from 0; the mean of their losses is that of all its predictions."""
         count = self.size * self.accumulate
         chosen = [self.groups[i] for i in self.order.rows(step * count, count).tolist()]
         passes = [
