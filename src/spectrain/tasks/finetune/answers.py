@@ -10,7 +10,6 @@ MARK = (
     "####"  # before the final number of a response, in GSM8K (Cobbe et al. 2021, arXiv:2110.14168)
 )
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
-_MARKED = re.compile(rf"{MARK}[^\d\n-]*(-?(?:\d[\d,]*)?\.?\d+)\D*\Z")
 
 
 def final_number(text: str) -> Decimal | None:
@@ -27,7 +26,8 @@ def final_number(text: str) -> Decimal | None:
 
 def ends_in_number(text: str) -> bool:
     """Whether a text ends in "#### number"."""
-    return _MARKED.search(text) is not None
+    behind = text.rpartition(MARK)
+    return bool(behind[1]) and _NUMBER.fullmatch(behind[2].strip()) is not None
 
 
 def wilson(right: float, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
