@@ -169,12 +169,15 @@ def test_responses_together_are_those_of_one_by_one_without_a_cache(kind):
         assert task.base.tokenizer.decode(new, skip_special_tokens=True) == text
 
 
-def test_a_response_ends_where_positions_do():
+def test_a_response_ends_where_positions_do(monkeypatch):
     task = make_task()
+    model, made = task.build_model(), []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **how: made.append(generate(**how)) or made[-1])
     prompt = torch.randint(4, 300, (250,))
     how = {"pad": task.base.pad, "batch_size": 1, "max_new_tokens": 50}
-    (text,) = respond(task.build_model(), task.base.tokenizer, [prompt], **how)
-    assert len(task.base.tokenizer(text)["input_ids"]) <= 12
+    respond(model, task.base.tokenizer, [prompt], **how)
+    assert made[0].shape[1] <= 256
 
 
 def test_exact_match_counts_right_numbers(monkeypatch):
@@ -330,10 +333,14 @@ def test_every_method_trains_and_plans(tmp_path, make, method):
 
 @every_kind
 def test_learning_happens_and_the_rest_is_frozen(tmp_path, make):
-    task = make(answer="none", before=False)
+    data = None
+    if make is make_labels:
+        data = str(tmp_path / "words.txt")
+        (tmp_path / "words.txt").write_text("0 pens are\n1 keys than\n" * 60)
+    task = make(data=data, answer="none", before=False)
     result = run(tmp_path / "run", LoRA(4), task, steps=40, lr=2e-2, checkpoint_every=0)
     losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
-    assert losses[-1] < losses[0] - (0.5 if make is not make_labels else 0.0)
+    assert losses[-1] < losses[0] - 0.3
     torch.manual_seed(0)
     before = task.build_model().state_dict()
     after = final(tmp_path / "run")
@@ -360,10 +367,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, make, method):
         return Stopping
 
     plain = TextClassification if make is make_labels else FineTuning
-    run(tmp_path / "whole", method, make(plain))
+    quick = {"answer": "none", "before": False}
+    run(tmp_path / "whole", method, make(plain, **quick))
     with pytest.raises(Interrupted):
-        run(tmp_path / "parts", method, make(stopping(plain)))
-    run(tmp_path / "parts", method, make(plain))
+        run(tmp_path / "parts", method, make(stopping(plain), **quick))
+    run(tmp_path / "parts", method, make(plain, **quick))
     same(tmp_path / "whole", tmp_path / "parts")
 
 
