@@ -27,11 +27,11 @@ from spectrain.tasks.image.builtin import digits
 from spectrain.tasks.image.images import Images
 from spectrain.tasks.image.models import build
 from spectrain.tasks.image.options import ImageOptions
-from spectrain.tasks.image.order import EpochOrder
 from spectrain.tasks.image.picture import mistakes
 from spectrain.tasks.image.plain import load_network, outputs
 from spectrain.tasks.image.predictions import logits_of, measured
 from spectrain.tasks.image.task import ImageClassification
+from spectrain.tasks.order import EpochOrder
 
 METHOD = SST(rank=4, resample_every=4, warmup=2, iterations_per_round=2)
 MLP = {"model": "mlp", "hidden": "32,32"}

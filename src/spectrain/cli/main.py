@@ -16,6 +16,7 @@ import click
 
 from spectrain import __version__
 from spectrain.cli.commands import demo, list_methods, merge
+from spectrain.cli.finetune import compare_finetune, train_finetune
 from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.inspect import inspect
@@ -41,6 +42,7 @@ def cli() -> None:
     spectrain train translate --method sst --method.rank 16 --out runs/numbers
     spectrain translate runs/numbers < text.de          use what was trained
     spectrain train image --method sst --method.rank 8 --out runs/digits
+    spectrain train finetune --model smollm2/ --data gsm8k/ --method lora --method.rank 16 --out runs/m
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
     spectrain inspect merged --against start            spectra of any checkpoint, and what changed
@@ -67,6 +69,8 @@ compare.add_command(compare_graph)
 compare.add_command(compare_translate)
 train.add_command(train_image)
 compare.add_command(compare_image)
+train.add_command(train_finetune)
+compare.add_command(compare_finetune)
 for _command in (demo, plan, merge, inspect, translate, list_methods):
     cli.add_command(_command)
 

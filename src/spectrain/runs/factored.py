@@ -30,7 +30,7 @@ class Form(Protocol):
 def form_of(config: dict[str, Any]) -> Form:
     """The plain form of the task that a run's config.json names. Raises UsageError if it is none."""
     task = config.get("task")
-    if task not in ("lm", "graph", "translate", "image"):
+    if task not in ("lm", "graph", "translate", "image", "finetune", "classify"):
         raise UsageError(f"there are no plain checkpoints of the task {task!r}")
     return cast(Form, importlib.import_module(f"spectrain.tasks.{task}.plain"))
 

@@ -2,10 +2,12 @@
 
 import bz2
 import gzip
+import json
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from spectrain.errors import UsageError
 
@@ -62,3 +64,35 @@ def decode(path: Path, raw: bytes) -> str:
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,}): "
             "convert it, or leave it out of the data"
         ) from error
+
+
+def json_lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of `text`, one a line, each behind its place in words; empty lines are passed over.
+
+    Raises UsageError, naming the place, for a line that is none.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path} line {number}"
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where} does not parse as JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise UsageError(
+                f"{where} is no JSON object but {type(record).__name__}; one object a line is expected"
+            )
+        yield where, record
+
+
+def require_characters(text: str, where: str) -> str:
+    """`text` itself. Raises UsageError if it holds what JSON can spell and no text has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where} holds half a surrogate pair, which is no character (character "
+            f"{error.start:,} of its text)"
+        ) from error
+    return text

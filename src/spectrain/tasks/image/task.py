@@ -19,8 +19,8 @@ from spectrain.tasks.image.files import load_images
 from spectrain.tasks.image.images import Images, divided, in_words, mean_and_deviation
 from spectrain.tasks.image.models import ImageNetwork, build
 from spectrain.tasks.image.options import ImageOptions
-from spectrain.tasks.image.order import EpochOrder
 from spectrain.tasks.image.predictions import logits_of, measured
+from spectrain.tasks.order import EpochOrder
 from spectrain.tasks.score import Score
 
 PROBE = 16  # images

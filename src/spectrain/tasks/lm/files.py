@@ -1,11 +1,10 @@
 """One file of text or JSON lines, plain or compressed, as a list of documents."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from spectrain.errors import UsageError
-from spectrain.tasks.reading import decode, read_bytes, suffix
+from spectrain.tasks.reading import decode, json_lines, read_bytes, require_characters, suffix
 
 TEXT_FIELDS = ("text", "content")  # where a JSON record's text is looked for unless told otherwise
 
@@ -19,9 +18,8 @@ def read_documents(path: Path, text_field: str | None = None) -> list[str]:
     text = decode(path, read_bytes(path))
     if suffix(path) in (".json", ".jsonl"):
         documents = [
-            _parse(line, text_field, f"{path} line {number}")
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
+            require_characters(text_of(record, text_field, where), where)
+            for where, record in json_lines(path, text)
         ]
         return [document for document in documents if document]
     return [text] if text.strip() else []
@@ -42,24 +40,4 @@ def text_of(record: Mapping[str, object], text_field: str | None, where: str) ->
     text = record[field]
     if not isinstance(text, str):
         raise UsageError(f'{where}: the field "{field}" holds no text but {type(text).__name__}')
-    return text
-
-
-def _parse(line: str, text_field: str | None, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} does not parse as JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise UsageError(
-            f"{where} is no JSON object but {type(record).__name__}; one object a line is expected"
-        )
-    text = text_of(record, text_field, where)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{where} holds half a surrogate pair, which is no character (character "
-            f"{error.start:,} of its text)"
-        ) from error
     return text

@@ -70,7 +70,7 @@ def model_folder(name: str) -> Path:
     try:
         folder = snapshot_download(
             name,
-            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"],
+            allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
             ignore_patterns=["*/*", "consolidated*"],  # the same weights again in other layouts
             local_files_only=reason is not None,
         )

@@ -11,17 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectrain.errors import RunError, UsageError
+from spectrain.errors import UsageError
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.tasks.lm import hub
+from spectrain.tasks.pretrained import (
+    from_config,
+    from_weights,
+    read_config,
+    refuse_pickles,
+    require_positions,
+)
 from spectrain.tasks.reading import user_path
 
 # transformers is imported by the functions that need it: the command line reads PRESETS for its
 # help, and should not take seconds to print it.
 
 Overrides = Mapping[str, str | int | float]
-
-MOST_LAYERS = 10_000  # building a billion of them would never end
 
 
 @dataclass(frozen=True)
@@ -155,30 +160,21 @@ def _from_name(
             raise UsageError(_no_such_model(name))
         folder = hub.model_folder(name)
     model = _from_folder(name, folder, sizes, overrides, weights)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and longest < sequence_length:
-        raise UsageError(
-            f"model {name!r} takes at most {longest:,} tokens at a time, less than the sequence "
-            f"length of {sequence_length:,}"
-        )
+    require_positions(name, model.config, sequence_length, "the sequence length")
     return model
 
 
 def _from_folder(
     name: str, folder: Path, sizes: dict[str, int], overrides: Overrides, weights: bool
 ) -> nn.Module:
-    config = _read_config(name, folder)
+    config = read_config(name, folder)
     settings = _coerce(overrides, config.to_dict())
     if any(folder.glob("*.safetensors")):
         config.update(settings)
         if not weights:
             return _from_config(lambda: config, overrides)
         return _with_weights(name, folder, config, sizes["vocab_size"])
-    if other := next(iter([*folder.glob("*.bin"), *folder.glob("*.pt")]), None):
-        raise UsageError(
-            f"{name!r} has its weights as a pickle ({other.name}), which spectrain does not open: "
-            "convert them to safetensors"
-        )
+    refuse_pickles(name, folder)
     config.update(sizes | settings)
     return _from_config(lambda: config, overrides)
 
@@ -188,75 +184,29 @@ def skeleton(folder: Path) -> nn.Module:
 
     Raises UsageError if it describes none.
     """
-    config = _read_config(str(folder), folder)
+    config = read_config(str(folder), folder)
     with torch.device("meta"):
         return _from_config(lambda: config, {})
-
-
-def _read_config(name: str, folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{name!r} is no transformers model: it has no config.json")
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # any parser or unknown architecture
-        raise UsageError(
-            f"the config.json of {name!r} cannot be used: {_one_line(error)}"
-        ) from error
 
 
 def _from_config(config: Callable[[], Any], overrides: Overrides) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
-        made = _bounded(config())
-        model: nn.Module = AutoModelForCausalLM.from_config(
-            made, attn_implementation="sdpa", dtype=torch.float32, trust_remote_code=False
-        )
-    except UsageError:
-        raise
-    except Exception as error:  # every architecture objects to impossible shapes in its own way
-        settings = ", ".join(f"{key}={value}" for key, value in overrides.items())
-        raise UsageError(
-            f"no model can be built with {settings or 'this configuration'}: {_one_line(error)}"
-        ) from error
-    return model.train()
-
-
-def _bounded(config: Any) -> Any:
-    layers = getattr(config, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise UsageError(
-            f"a model of {layers:.2e} layers was asked for; at most are {MOST_LAYERS:,}"
-        )
-    return config
+    settings = ", ".join(f"{key}={value}" for key, value in overrides.items())
+    return from_config(config, AutoModelForCausalLM, settings or "this configuration")
 
 
 def _with_weights(name: str, folder: Path, config: Any, vocab_size: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     device = torch.get_default_device()
-    _bounded(config)
-    try:
-        with torch.device("cpu"):  # transformers does not load to meta
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # damaged files and wrong shapes fail in many ways there
-        raise RunError(f"the weights of {name!r} do not load: {_one_line(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
+    model, missing = from_weights(name, folder, config, AutoModelForCausalLM)
+    if missing:
         raise UsageError(
             f"{name!r} lacks the weights of {len(missing)} parameters of its configuration, "
             f"such as {missing[0]}"
         )
-    embeddings = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if embeddings < vocab_size:
         raise UsageError(
             f"{name!r} knows {embeddings:,} tokens and the corpus has {vocab_size:,}: tokenize it "
@@ -299,10 +249,6 @@ def _as_type_of(example: object, key: str, value: str | int | float) -> object:
         return json.loads(value)  # none, a list or a table says nothing of what goes into it
     except (ValueError, RecursionError):
         return value
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _no_such_model(name: str) -> str:

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from spectrain.errors import UsageError
 from spectrain.tasks.lm import hub
+from spectrain.tasks.pretrained import read_tokenizer
 from spectrain.tasks.reading import user_path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -62,12 +63,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
         if not hub.could_be_hub_name(name):
             raise UsageError(f"there is no folder {name!r} to load a tokenizer from")
         folder = hub.model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-    except Exception as error:  # a missing or damaged file fails in many ways there
-        raise UsageError(f"{name!r} holds no tokenizer that loads: {error}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"{name!r} has no fast tokenizer (tokenizer.json)")
+    tokenizer: PreTrainedTokenizerFast = read_tokenizer(name, folder)
     if tokenizer.eos_token_id is None:
         raise UsageError(f"the tokenizer {name!r} has no end-of-text token to separate documents")
     return tokenizer

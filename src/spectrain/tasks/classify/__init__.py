@@ -1,0 +1,1 @@
+"""Fine-tuning a pretrained model to tell labels of texts, by a new head."""

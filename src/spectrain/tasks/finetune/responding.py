@@ -1,0 +1,78 @@
+"""Responses as the model gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrain.tasks.lm.models import evaluation_mode
+
+
+@torch.no_grad()
+def respond(
+    model: nn.Module,  # a transformers causal language model
+    tokenizer: Any,
+    prompts: Sequence[Tensor],  # (n,) tokens each
+    *,
+    pad: int,
+    batch_size: int,
+    max_new_tokens: int,
+    dtype: torch.dtype = torch.float32,  # of autocast; float32: none
+) -> list[str]:
+    """The most likely continuation of each prompt, token by token (greedy), with keys and values kept.
+
+    Prompts of about equal length go together, filled up on the left. A response ends at the tokenizer's or
+    the model's own end, after `max_new_tokens`, or where the model has no more positions.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found = [""] * len(prompts)
+    with evaluation_mode(model):
+        for first in range(0, len(order), batch_size):
+            own = order[first : first + batch_size]
+            ids, mask = _filled([prompts[i] for i in own], pad)
+            limit = _room(model, ids.shape[1], max_new_tokens)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                tokens = model.generate(  # type: ignore[operator]
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=_greedy(model, tokenizer, pad, limit),
+                )
+            new = tokens[:, ids.shape[1] :].cpu()
+            texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+            for i, text in zip(own, texts, strict=True):
+                found[i] = text
+    return found
+
+
+def _filled(prompts: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
+    """Tokens and mask (B, T), filled up on the left."""
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = prompt
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def _room(model: nn.Module, length: int, wanted: int) -> int:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    return wanted if longest is None else max(1, min(wanted, longest - length))
+
+
+def _greedy(model: nn.Module, tokenizer: Any, pad: int, limit: int) -> Any:
+    from transformers import GenerationConfig
+
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=limit,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+    )
