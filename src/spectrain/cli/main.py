@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 import click
 
 from spectrain import __version__
-from spectrain.cli.commands import demo, list_methods, merge
+from spectrain.cli.commands import demo, list_methods
 from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.inspect import inspect
 from spectrain.cli.lm import compare_lm, train_lm
+from spectrain.cli.merge import merge
 from spectrain.cli.plan import plan
 from spectrain.cli.translate import compare_translate, train_translate, translate
 from spectrain.errors import SpectrainError
@@ -43,6 +44,7 @@ def cli() -> None:
     spectrain train image --method sst --method.rank 8 --out runs/digits
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
+    spectrain merge runs/a --out small --prune 0.9      without its smallest singular values
     spectrain inspect merged --against start            spectra of any checkpoint, and what changed
 
     Every command that trains continues where it was when it is run again.
