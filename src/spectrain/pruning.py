@@ -31,7 +31,7 @@ class Pruning:
     def __post_init__(self) -> None:
         """Raises UsageError unless 0 < share ≤ 1 and `by` is layer or all."""
         if not 0 < self.share <= 1:
-            hint = f" ({self.share:g} % is {self.share / 100:g})" if 1 < self.share <= 100 else ""
+            hint = f" ({self.share:g} % is {self.share / 100:g})" if 10 <= self.share <= 100 else ""
             raise UsageError(
                 f"--prune {self.share:g}: give the share of the singular values' sum to keep, above 0 and "
                 f"up to 1{hint}"

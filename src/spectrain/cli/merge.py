@@ -111,7 +111,7 @@ def _pruning(share: float | None, by: str | None, factored: bool, verbose: bool)
     given = {"--prune-by": by is not None, "--factored": factored, "--verbose": verbose}
     if alone := [flag for flag, is_there in given.items() if is_there]:
         raise UsageError(
-            f"{alone[0]} says how to prune: give --prune SHARE with it, as in --prune 0.9"
+            f"{alone[0]} belongs to --prune: give --prune SHARE with it, as in --prune 0.9"
         )
     return None
 
@@ -119,11 +119,11 @@ def _pruning(share: float | None, by: str | None, factored: bool, verbose: bool)
 def _summary(pruned: Pruned) -> list[str]:
     ranks = [layer.rank for layer in pruned.layers]
     thin = sum(layer.is_thin for layer in pruned.layers)
-    whose = "of each layer's sum" if pruned.pruning.by == "layer" else "of the sum over all layers"
+    how = "layer by layer" if pruned.pruning.by == "layer" else "by one threshold for all layers"
     before, after = pruned.parameters
     lines = [
-        f"Pruned to {pruned.pruning.share:g} {whose} of singular values: {len(ranks)} layers, ranks "
-        f"{min(ranks)} … {max(ranks)}, relative change up to {pruned.most_changed.change:.3g} "
+        f"Pruned to {pruned.pruning.share:g} of the sum of singular values, {how}: {len(ranks)} layers, "
+        f"ranks {min(ranks)} … {max(ranks)}, relative change up to {pruned.most_changed.change:.3g} "
         f"({pruned.most_changed.name}).",
     ]
     as_factors = f"{thin} of them are smaller as two factors; "

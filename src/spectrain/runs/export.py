@@ -95,8 +95,10 @@ def export(
     config: dict[str, Any] = content if isinstance(content, dict) else {}
     is_run, is_plain = "method" in config, "model_type" in config
     if not is_run and not (is_plain and pruning is not None):
-        more = "; --prune SHARE takes such a folder" if is_plain else " (it has no config.json)"
-        raise UsageError(f"{run} is no run of spectrain{more}")
+        why = (
+            "a plain checkpoint, which only --prune takes" if is_plain else "it has no config.json"
+        )
+        raise UsageError(f"{run} is no run of spectrain ({why})")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
     try:
@@ -204,7 +206,8 @@ def _write(
     plain, form, pruned = source.plain, source.form, None
     if pruning is not None:
         plain, pruned = prune(plain, pruning, factored=factored, progress=progress)
-    _write_tensors(plain, out, shard_size, factored_form.STEM if factored else plain_form.STEM)
+    stem = factored_form.STEM if factored else plain_form.STEM
+    _write_tensors(plain, out, shard_size, stem)
     _copy_assets(source.folders, out)
     if pruned is not None and factored:
         write_json(out / factored_form.DESCRIPTION, factored_form.describe(thin_ranks(pruned)))

@@ -23,6 +23,8 @@ from spectrain.surgery import replace
 FORMAT = 1
 DESCRIPTION = "factored.json"
 STEM = "factored"  # how the files of weights are called
+WEIGHTS = f"{STEM}.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 
 
 class FactoredLinear(nn.Module):

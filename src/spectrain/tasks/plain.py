@@ -37,12 +37,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     weights are not there, damaged, or of another network.
     """
     ranks = factored.ranks_of(folder)
+    single, index = WEIGHTS, folder / INDEX
     if ranks is not None:
         factored.exchange(model, ranks)
-    weights = WEIGHTS if ranks is None else f"{factored.STEM}.safetensors"
+        single, index = factored.WEIGHTS, folder / factored.INDEX
     try:
-        index = folder / f"{weights}.index.json"
-        files = {weights}
+        files = {single}
         if index.exists():
             files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         state: dict[str, Tensor] = {}

@@ -36,8 +36,8 @@ def load_factored(directory: Path | str) -> nn.Module:
     """The language model that `spectrain merge --prune SHARE --factored` wrote to `directory`.
 
     A transformers model in evaluation mode and in the dtype of its file, in which some linear layers are
-    `FactoredLinear`; generation and the rest are as ever. What its `save_pretrained` writes is refused by
-    `from_pretrained`, as this folder is.
+    `FactoredLinear`; generation and the rest are as ever, but for `save_pretrained`, which raises
+    UsageError: transformers would draw anew what it does not find in such a file.
 
     Raises UsageError if the folder is not factored, RunError if its weights are damaged or of another
     model.
@@ -51,9 +51,15 @@ def load_factored(directory: Path | str) -> nn.Module:
     if wrong := sorted(found["missing_keys"]) + sorted(found["unexpected_keys"]):
         raise RunError(f"{folder} cannot be loaded: {wrong[0]} is not as its description says")
     model.__class__ = plain  # from here on it is built
-    model.config.transformers_weights = NOTICE
+    model.save_pretrained = _refuse_saving
     loaded: nn.Module = model.eval()
     return loaded
+
+
+def _refuse_saving(*arguments: Any, **named: Any) -> None:
+    raise UsageError(
+        "a factored model cannot be saved as a transformers checkpoint: copy its folder, or its state dict"
+    )
 
 
 def _with_factors(plain: type[nn.Module], ranks: dict[str, int]) -> Any:
@@ -71,9 +77,8 @@ def _from_pretrained(cls: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    weights = f"{factored.STEM}.safetensors"
-    index = f"{weights}.index.json"
-    config.transformers_weights = index if (folder / index).is_file() else weights
+    is_sharded = (folder / factored.INDEX).is_file()
+    config.transformers_weights = factored.INDEX if is_sharded else factored.WEIGHTS
     try:
         with _without_bars():
             found: tuple[Any, dict[str, Any]] = cls.from_pretrained(
