@@ -40,6 +40,11 @@ class FactoredLinear(nn.Module):
         self.bias: nn.Parameter | None = linear.bias  # type: ignore[assignment]
         self.train(linear.training)
 
+    @property
+    def weight(self) -> Tensor:
+        """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
+        return (self.left @ self.right).detach()
+
     def forward(
         self,
         x: Tensor,  # (…, in_features)
