@@ -23,13 +23,13 @@ FLOORS = (
     {"methods"},
     {"memory"},
     {"__init__"},  # spectrain's public names
-    {"integrations", "hyperbolic", "diagnostics"},
+    {"integrations", "hyperbolic", "diagnostics", "pruning"},
     {"tasks"},
     {"runs"},
     {"cli"},
     {"__main__"},
 )
-CORE = set().union(*FLOORS[:7]) | {"diagnostics"}  # what needs torch alone
+CORE = set().union(*FLOORS[:7]) | {"diagnostics", "pruning"}  # what needs torch alone
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -76,7 +76,7 @@ import sys
 for name in ("transformers", "datasets", "tokenizers", "safetensors", "click", "rich", "matplotlib",
              "accelerate", "peft", "galore_torch", "geoopt", "pandas", "scipy", "huggingface_hub"):
     sys.modules[name] = None  # importing it raises ImportError
-import torch, spectrain, spectrain.diagnostics
+import torch, spectrain, spectrain.diagnostics, spectrain.pruning
 model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
 for method in (spectrain.SST(2), spectrain.GaLore(2), spectrain.ReLoRA(2), spectrain.FullRank()):
     spectrain.apply(model, method, report=None)

@@ -58,7 +58,7 @@ def apply(
     for linear in matched.values():
         layer = method.parametrize(linear)
         layer.note_versions()
-        _replace(model, linear, layer)
+        replace(model, linear, layer)
     if report is not None:
         report(f"{method.title} on {summary}")
     return model
@@ -95,7 +95,7 @@ def merge(model: Model) -> Model:
     if is_attached(model):
         detach(model)
     for layer in layers.values():
-        _replace(model, layer, layer.restore())
+        replace(model, layer, layer.restore())
     return model
 
 
@@ -104,6 +104,14 @@ def parametrized(model: nn.Module) -> Iterator[tuple[str, Parametrization]]:
     for name, module in model.named_modules():
         if isinstance(module, Parametrization):
             yield name, module
+
+
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands: a layer may be shared by several parents."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                setattr(parent, name, new)
 
 
 def select(
@@ -254,14 +262,6 @@ def _no_match(model: nn.Module, candidates: dict[str, nn.Module], targets: Targe
         f"did you mean {', '.join(sorted(near))}?" if near else f"there are {', '.join(suffixes)}"
     )
     return f"apply: no layer matches targets={targets!r}; {hint}"
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands: a layer may be shared by several parents."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                setattr(parent, name, new)
 
 
 def _trained_unattached(layer: Parametrization) -> bool:

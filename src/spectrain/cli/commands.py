@@ -1,4 +1,4 @@
-"""`demo`, `merge` and `methods`."""
+"""`demo` and `methods`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from spectrain.cli.lm import compare_lm
-from spectrain.errors import UsageError
 from spectrain.method import methods, registered
 
 # Periods are scaled to the budget so that every method lives through its events: in 600 steps 14
@@ -48,42 +47,6 @@ def demo(out: Path) -> None:
         "\nThe order depends on the length of the run, and this one is short: at 12,000 steps SST and "
         "ReLoRA* are ahead of LoRA (benchmarks/horizon.py)."
     )
-
-
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder to write")
-@click.option(
-    "--checkpoint",
-    "which",
-    metavar="last|best|STEP",
-    help="which one: the newest, the best on validation data, or that of a step; default: the one that "
-    "the run's results are of, the best with --patience and else the newest",
-)
-def merge(run: Path, out: Path, which: str | None) -> None:
-    """Turn a checkpoint of RUN into that of an ordinary model.
-
-    A language model's holds no trace of spectrain: AutoModelForCausalLM.from_pretrained loads it. Other
-    networks have their plain weights, and the function that loads them is printed. What comes out is
-    compared with the trained model's outputs before this command says so.
-    """
-    from spectrain.runs.export import export
-
-    done = export(run, out, which=checkpoint_named(which))
-    click.echo(
-        f"{out}: step {done.step}, {done.tensors} tensors, {done.bytes / 2**20:.1f} MiB. Logits agree "
-        f"with the trained model's: largest difference {done.difference:.2g} at logits up to "
-        f"{done.largest:.3g}.\nLoad it with {done.loader}({str(out)!r})"
-    )
-
-
-def checkpoint_named(which: str | None) -> str | int | None:
-    """The value of --checkpoint as `export` takes it."""
-    if which is None or which in ("last", "best"):
-        return which
-    if not which.isdecimal():
-        raise UsageError(f"--checkpoint {which}: give last, best or the number of a step")
-    return int(which)
 
 
 @click.command("methods")

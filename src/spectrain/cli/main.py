@@ -15,12 +15,13 @@ from typing import Any, NoReturn
 import click
 
 from spectrain import __version__
-from spectrain.cli.commands import demo, list_methods, merge
+from spectrain.cli.commands import demo, list_methods
 from spectrain.cli.finetune import compare_finetune, train_finetune
 from spectrain.cli.graph import compare_graph, train_graph
 from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.inspect import inspect
 from spectrain.cli.lm import compare_lm, train_lm
+from spectrain.cli.merge import merge
 from spectrain.cli.plan import plan
 from spectrain.cli.translate import compare_translate, train_translate, translate
 from spectrain.errors import SpectrainError
@@ -42,9 +43,10 @@ def cli() -> None:
     spectrain train translate --method sst --method.rank 16 --out runs/numbers
     spectrain translate runs/numbers < text.de          use what was trained
     spectrain train image --method sst --method.rank 8 --out runs/digits
-    spectrain train finetune --model smollm2/ --data gsm8k/ --method lora --method.rank 16 --out runs/m
+    spectrain train finetune --model smollm2 --data gsm8k --method lora --method.rank 16 --out runs/m
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
+    spectrain merge runs/a --out small --prune 0.9      without its smallest singular values
     spectrain inspect merged --against start            spectra of any checkpoint, and what changed
 
     Every command that trains continues where it was when it is run again.

@@ -138,7 +138,7 @@ def translate(run: Path, beam: int | None, length_penalty: float | None, which: 
 
     Example: spectrain translate runs/captions < captions.de > captions.en
     """
-    from spectrain.cli.commands import checkpoint_named
+    from spectrain.cli.merge import checkpoint_named
 
     translator = _translator(run, checkpoint_named(which))
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,9 +23,24 @@ class Form(Protocol):
 
     FOLDERS: tuple[str, ...]  # of a run, whose files belong to it
     LOADER: str  # the function that loads it, by its qualified name
+    FACTORED_LOADER: str  # and a factored one
+    FACTORED_SETTINGS: dict[
+        str, str
+    ]  # of config.json, by which other programs refuse a factored one
 
     def skeleton(self, folder: Path) -> nn.Module: ...
     def outputs(self, directory: Path, given: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A plain checkpoint that is to be written: what its tensors are like, and how each of them is made."""
+
+    like: dict[str, Tensor]  # on the meta device
+    layers: dict[
+        str, bool
+    ]  # linear layers that the method trains; True where W is stored (in, out)
+    make: Callable[[str], Tensor]
 
 
 def form_of(config: dict[str, Any]) -> Form:

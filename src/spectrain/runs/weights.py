@@ -6,7 +6,7 @@ resident memory stays that of a single tensor however large the checkpoint is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from spectrain.runs.directory import identity
 from spectrain.runs.factored import choose, form_of, owner_of, plain_state, plain_tensor, skeleton
 from spectrain.runs.files import read_json
 from spectrain.surgery import parametrized
-from spectrain.tasks.plain import INDEX, WEIGHTS
+from spectrain.tasks import factored, plain
 
-WHAT = f"give a folder with {WEIGHTS} or {INDEX}, a .safetensors file or a run directory"
+WHAT = (
+    f"give a folder with {plain.WEIGHTS} or {plain.INDEX}, a .safetensors file or a run directory"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,29 @@ def open_weights(path: Path) -> Weights:
     step = checkpoint.step_of(path.absolute())
     if step is not None and (config := _run_config(run)) is not None:
         return _of_run(run, config, step)
-    return _of_files(path, _files(path))
+    return _with_products(_of_files(path, _files(path)), factored.ranks_of(path) or {})
+
+
+def _with_products(weights: Weights, ranks: Mapping[str, int]) -> Weights:
+    """The same with W (m, n) in the place of the two factors of every layer that `ranks` names."""
+    tensors = dict(weights.tensors)
+    for layer in ranks:
+        try:
+            left, right = (tensors.pop(f"{layer}.{factor}") for factor in ("left", "right"))
+        except KeyError as error:
+            raise RunError(
+                f"{weights.title} has no {error.args[0]}: prune the model again"
+            ) from None
+        tensors[f"{layer}.weight"] = Stored((left.shape[0], right.shape[-1]), left.dtype)
+
+    def read(name: str) -> Tensor:
+        layer = name.removesuffix(".weight")
+        if layer not in ranks:
+            return weights.read(name)
+        left, right = (weights.read(f"{layer}.{factor}") for factor in ("left", "right"))
+        return (left.double() @ right.double()).to(left.dtype)
+
+    return Weights(weights.title, tensors, read)
 
 
 def _run_config(folder: Path) -> dict[str, Any] | None:
@@ -83,7 +107,8 @@ def _run_config(folder: Path) -> dict[str, Any] | None:
 
 def _files(folder: Path) -> list[Path]:
     """The safetensors files of a folder. Raises UsageError if it has none, or several without an index."""
-    single, index = folder / WEIGHTS, folder / INDEX
+    form = plain if factored.ranks_of(folder) is None else factored
+    single, index = folder / form.WEIGHTS, folder / form.INDEX
     if single.exists():
         return [single]
     if index.exists():

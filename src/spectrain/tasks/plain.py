@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spectrain.errors import RunError, UsageError
+from spectrain.tasks import factored
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+STEM = "model"  # how the files of weights are called
+WEIGHTS = f"{STEM}.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 
 
 def description(folder: Path, *needed: str) -> dict[str, Any]:
@@ -31,11 +33,16 @@ def description(folder: Path, *needed: str) -> dict[str, Any]:
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the folder's weights into `model`; tied ones stand there once.
 
-    Raises RunError if they are not there, damaged, or of another network.
+    Of a factored folder, the layers it stores as two matrices are exchanged first. Raises RunError if the
+    weights are not there, damaged, or of another network.
     """
+    ranks = factored.ranks_of(folder)
+    single, index = WEIGHTS, folder / INDEX
+    if ranks is not None:
+        factored.exchange(model, ranks)
+        single, index = factored.WEIGHTS, folder / factored.INDEX
     try:
-        index = folder / INDEX
-        files = {WEIGHTS}
+        files = {single}
         if index.exists():
             files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         state: dict[str, Tensor] = {}

@@ -8,10 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from spectrain.errors import RunError
+from spectrain.tasks import factored, factored_pretrained
 from spectrain.tasks.pretrained import from_config, from_weights, read_config
 
 FOLDERS = ("model", "tokenizer")
 LOADER = "transformers.AutoModelForSequenceClassification.from_pretrained"
+FACTORED_LOADER = "spectrain.tasks.classify.plain.load_factored"
+FACTORED_SETTINGS = factored_pretrained.settings_with(FACTORED_LOADER)
+
+
+def load_factored(directory: Path | str) -> nn.Module:
+    """The classifier that `spectrain merge --prune SHARE --factored` wrote to `directory`.
+
+    As `spectrain.tasks.lm.plain.load_factored`; raises the same.
+    """
+    return factored_pretrained.load(Path(directory), skeleton, LOADER)
 
 
 def skeleton(folder: Path) -> nn.Module:
@@ -33,7 +44,12 @@ def outputs(directory: Path, ids: Tensor) -> Tensor:
 
     config = read_config(str(directory), directory)
     auto = AutoModelForSequenceClassification
-    model, missing = from_weights(str(directory), directory, config, auto)
+    model: nn.Module
+    missing: list[str] = []
+    if factored.ranks_of(directory) is not None:
+        model = load_factored(directory)
+    else:
+        model, missing = from_weights(str(directory), directory, config, auto)
     if missing:
         raise RunError(f"{directory} lacks the weights of {missing[0]}")
     whole = ids.dtype == torch.int64 and ids.dim() == 2 and ids.numel() > 0

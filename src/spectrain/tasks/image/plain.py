@@ -13,6 +13,8 @@ from spectrain.tasks.plain import description, load_weights
 
 FOLDERS = ("model",)
 LOADER = "spectrain.tasks.image.plain.load_network"
+FACTORED_LOADER = LOADER
+FACTORED_SETTINGS: dict[str, str] = {}
 
 
 def load_network(directory: Path | str) -> ImageNetwork:

@@ -16,6 +16,8 @@ from spectrain.tasks.translate.vocabulary import Vocabularies
 
 FOLDERS = ("model", "vocabulary")
 LOADER = "spectrain.tasks.translate.plain.load_translator"
+FACTORED_LOADER = LOADER
+FACTORED_SETTINGS: dict[str, str] = {}
 PARTS = ("network", "translation")  # of config.json
 
 
