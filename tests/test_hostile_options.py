@@ -21,12 +21,13 @@ from spectrain.cli.main import cli, main
 from spectrain.cli.plan import _bytes, plan
 from spectrain.method import method_from, registered
 from spectrain.runs.options import RunOptions
+from spectrain.tasks.finetune.options import FinetuneOptions
 from spectrain.tasks.lm.options import LanguageModelOptions
 from spectrain.tasks.lm.task import LanguageModelling
 
 METHODS = registered()
 KEYS = st.sampled_from(list(METHODS))
-OPTIONS = (RunOptions, LanguageModelOptions)
+OPTIONS = (RunOptions, LanguageModelOptions, FinetuneOptions)
 
 
 class ReachedError(Exception):

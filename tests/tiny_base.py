@@ -74,7 +74,7 @@ def write_causal(folder: Path, *, kind: str = "llama", chat: bool = False, layer
     return folder
 
 
-def write_encoder(folder: Path) -> Path:
+def write_encoder(folder: Path, dropout: float = 0.1) -> Path:
     """A BERT of width 16 with random weights and a tokenizer of words, without a head."""
     torch.manual_seed(0)
     words = {w for r in statements().parts["train"] for w in r.fields["text"].split(" ")}
@@ -91,6 +91,8 @@ def write_encoder(folder: Path) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     BertModel(config).save_pretrained(folder)
     made.save_pretrained(folder)
@@ -106,11 +108,11 @@ def causal(kind: str = "llama", chat: bool = False) -> str:
 
 
 @functools.cache
-def encoder() -> str:
+def encoder(dropout: float = 0.1) -> str:
     """The path of `write_encoder`'s folder, made once."""
     keep = tempfile.TemporaryDirectory()
     _kept.append(keep)
-    return str(write_encoder(Path(keep.name)))
+    return str(write_encoder(Path(keep.name), dropout))
 
 
 _kept: list[Any] = []
