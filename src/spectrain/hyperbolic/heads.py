@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spectrain.hyperbolic.embedding import points
-from spectrain.hyperbolic.lorentz import inner_pairs, squared_distance
+from spectrain.hyperbolic.lorentz import squared_distance
 
 
 class LorentzClassifier(nn.Module):
@@ -26,7 +26,8 @@ class LorentzClassifier(nn.Module):
         self,
         x: Tensor,  # (…, features)
     ) -> Tensor:  # (…, classes)
-        return 2 * inner_pairs(x, self.points) - (2 / self.curvature - self.bias)
+        turned = 2 * torch.cat((-x[..., :1], x[..., 1:]), -1)  # x is smaller than the logits are
+        return F.linear(turned, self.points, self.bias - 2 / self.curvature)
 
 
 class DistanceDecoder(nn.Module):

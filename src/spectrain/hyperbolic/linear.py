@@ -103,7 +103,7 @@ def on_hyperboloid(
 
 
 class _OnHyperboloid(torch.autograd.Function):
-    """`on_hyperboloid`; keeps two arrays of the input's size and two numbers a point for the backward pass.
+    """`on_hyperboloid`; keeps one array of the input's size and five numbers a point for the backward pass.
 
     With s = (0, a₁ …), n = max(‖s‖², SHORTEST), q = t² − R², f = √(q/n): space f s, time √(f² ‖s‖² + R²).
     Everything runs over whole rows, the time's place holding 0: rows without it are not contiguous.
@@ -117,29 +117,27 @@ class _OnHyperboloid(torch.autograd.Function):
         sigma = torch.sigmoid(a[..., :1])
         reach = sigma * scale.exp()
         q = (reach + OFFSET).square_().sub_(1).mul_(R * R)
-        n = squares.clamp(min=SHORTEST)
-        f = (q / n).sqrt_()
+        f = (q / squares.clamp(min=SHORTEST)).sqrt_()
+        time = (f.square() * squares).add_(R * R).sqrt_()
         y = s * f
-        y[..., :1] = (f.square() * squares).add_(R * R).sqrt_()
-        ctx.save_for_backward(s, y, sigma, reach)
+        y[..., :1] = time
+        ctx.save_for_backward(s, squares, f, time, sigma, reach)
         ctx.R = R
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
-        s, y, sigma, reach = ctx.saved_tensors
-        R = ctx.R
-        squares = dot(s, s)
+        s, squares, f, time, sigma, reach = ctx.saved_tensors
+        # The time depends on the space coordinates alone: its gradient adds `extra` s to theirs.
+        extra = g[..., :1] / time * f
+        along = dot(g, s).addcmul_(extra, squares)
         n = squares.clamp(min=SHORTEST)
-        f = ((reach + OFFSET).square_().sub_(1).mul_(R * R) / n).sqrt_()
-        # The time depends on the space coordinates alone, so its gradient is added to theirs.
-        whole = torch.addcmul(g, g[..., :1] / y[..., :1], y)
-        along = dot(whole, s)
-        share = torch.where(
-            squares > SHORTEST, along * f / n, 0.0
+        by_length = along / n
+        by_reach = by_length / f * (ctx.R * ctx.R) * (reach + OFFSET) * reach
+        by_length = torch.where(
+            squares > SHORTEST, by_length, 0.0
         )  # n is fixed where it is clamped
-        by_reach = along / (f * n) * (R * R) * (reach + OFFSET) * reach
-        grad = whole.mul_(f).addcmul_(share, s, value=-1)
+        grad = (g * f).addcmul_((extra - by_length).mul_(f), s)
         grad[..., :1] = by_reach * (1 - sigma)
         return grad, by_reach.sum(), None

@@ -38,16 +38,19 @@ class Lorentz(geoopt.Lorentz):  # type: ignore[misc]
     geoopt asks for double precision: it divides by the distance of a step, whose rounding to zero gives
     NaN, takes roots of squares that can come out negative, and drifts off the manifold. Here a step
     ends on the manifold to rounding, and transport is the closed form that divides by R² − ⟨x, y⟩ ≥ 2R².
+
+    pace: length of a step of Riemannian Adam, in learning rates. At 1, as published, a point moves by the
+    rate as a whole, where ordinary Adam moves each of d numbers by it, so a vector by √d times the rate.
     """
 
-    def __init__(self, curvature: float = -1.0) -> None:
+    def __init__(self, curvature: float = -1.0, *, pace: float = 1.0) -> None:
         self._radius = radius(curvature)
         super().__init__(k=self._radius**2)
-        self.curvature = float(curvature)
+        self.curvature, self.pace = float(curvature), pace
 
     def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
-        """⟨u, v⟩ for every coordinate; of a tangent vector with itself it is a square."""
-        found = inner(u, u if v is None else v)[..., None]
+        """⟨u, v⟩/pace² for every coordinate, which scales Adam's steps; of u with itself it is a square."""
+        found = inner(u, u if v is None else v)[..., None] / self.pace**2
         return found.clamp(min=0) if v is None else found
 
     def expmap(self, x: Tensor, u: Tensor, **ignored: Any) -> Tensor:
@@ -84,15 +87,6 @@ def inner(
     """⟨x, y⟩ = −x₀ y₀ + x₁ y₁ + … + x_d y_d."""
     product = x * y
     return product[..., 1:].sum(-1) - product[..., 0]
-
-
-def inner_pairs(
-    x: Tensor,  # (…, n, d + 1)
-    y: Tensor,  # (…, m, d + 1)
-) -> Tensor:  # (…, n, m)
-    """⟨xᵢ, yⱼ⟩ of all pairs, as one matrix product."""
-    flipped = torch.cat((-y[..., :1], y[..., 1:]), -1)
-    return x @ flipped.mT
 
 
 def lift(
@@ -177,20 +171,21 @@ class _Centroid(torch.autograd.Function):
         s[..., 0] = 0
         squares = dot(s, s)
         shrink = R / (z[..., :1].square() - squares).clamp_(min=R * R).sqrt_()  # R/√−⟨z, z⟩
+        time = torch.sqrt(squares * shrink.square() + R * R)
         y = s * shrink
-        y[..., :1] = torch.sqrt(squares * shrink.square() + R * R)
-        ctx.save_for_backward(z, y, shrink)
+        y[..., :1] = time
+        ctx.save_for_backward(z, squares, shrink, time)
         ctx.R = R
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        z, y, shrink = ctx.saved_tensors
-        # The time depends on the space coordinates alone, so its gradient is added to theirs.
-        whole = torch.addcmul(g, g[..., :1] / y[..., :1], y)
-        whole[..., 0] = 0
-        along = dot(whole, z) * shrink.pow(3) / (ctx.R * ctx.R)
-        grad = whole.mul_(shrink).addcmul_(along, z)
+        z, squares, shrink, time = ctx.saved_tensors
+        # The time depends on the space coordinates alone: its gradient adds `extra` z to theirs.
+        extra = g[..., :1] / time * shrink
+        along = dot(g, z) - g[..., :1] * z[..., :1] + extra * squares
+        along = along * shrink.pow(3) / (ctx.R * ctx.R)
+        grad = (g * shrink).addcmul_((extra * shrink).add_(along), z)
         grad[..., :1] = -along * z[..., :1]
         return grad, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from spectrain.hyperbolic import (
 )
 from spectrain.tasks.translate.transformer import Before, KeysValues, look_back
 
-SPREAD = 0.02  # of weights and positions at the start, as in HyboNet's code
+SPREAD = 0.02  # of weights, positions and points at the start, as in HyboNet's code
 
 
 class Embedding(nn.Module):
@@ -116,6 +118,14 @@ class Decoder(nn.Module):
 
 def attention(d: int, heads: int, dropout: float, curvature: float) -> LorentzAttention:
     return LorentzAttention(d, heads, curvature=curvature, dropout=dropout, spread=SPREAD)
+
+
+def table(tokens: int, d: int, curvature: float) -> LorentzEmbedding:
+    """Points near the origin, where all logits are alike; they move as fast as an ordinary table's rows.
+
+    By Riemannian Adam as published they would move √d times more slowly.
+    """
+    return LorentzEmbedding(tokens, d, curvature=curvature, deviation=SPREAD, pace=math.sqrt(d))
 
 
 def head(table: LorentzEmbedding, curvature: float) -> LorentzClassifier:

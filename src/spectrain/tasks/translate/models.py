@@ -71,13 +71,11 @@ def _euclidean(d: dict[str, Any], sizes: tuple[int, int]) -> Translator:
 
 
 def _hyperbolic(d: dict[str, Any], sizes: tuple[int, int]) -> Translator:
-    from spectrain.hyperbolic import LorentzEmbedding
     from spectrain.tasks.translate import hyperbolic
 
     dim, curvature = d["dim"], d["curvature"]
-    table = partial(LorentzEmbedding, features=dim, curvature=curvature, deviation=dim**-0.5)
-    target = table(sizes[1])
-    source = target if d["shared"] else table(sizes[0])
+    target = hyperbolic.table(sizes[1], dim, curvature)
+    source = target if d["shared"] else hyperbolic.table(sizes[0], dim, curvature)
     embed = partial(
         hyperbolic.Embedding,
         positions=d["positions"],
