@@ -21,6 +21,7 @@ from spectrain.cli.image import compare_image, train_image
 from spectrain.cli.inspect import inspect
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.plan import plan
+from spectrain.cli.report import report
 from spectrain.cli.translate import compare_translate, train_translate, translate
 from spectrain.errors import SpectrainError
 
@@ -41,6 +42,7 @@ def cli() -> None:
     spectrain train translate --method sst --method.rank 16 --out runs/numbers
     spectrain translate runs/numbers < text.de          use what was trained
     spectrain train image --method sst --method.rank 8 --out runs/digits
+    spectrain report runs/a                             a page of it, at any time
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
     spectrain inspect merged --against start            spectra of any checkpoint, and what changed
@@ -67,7 +69,7 @@ compare.add_command(compare_graph)
 compare.add_command(compare_translate)
 train.add_command(train_image)
 compare.add_command(compare_image)
-for _command in (demo, plan, merge, inspect, translate, list_methods):
+for _command in (demo, report, plan, merge, inspect, translate, list_methods):
     cli.add_command(_command)
 
 
