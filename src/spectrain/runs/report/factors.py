@@ -85,7 +85,7 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
         "Singular values of W by layer: the largest at the top, steps from left to right. All maps "
         "have one scale of logarithms; point at a map to read a value."
     )
-    ends = [number(float(10**v)) for v in np.linspace(low, high, 5)]
+    ends = [number(float(f"{10**v:.2g}")) for v in np.linspace(low, high, 5)]
     return paragraph(lead) + scale(SHADES, ends) + grid(maps, "maps")
 
 
@@ -140,7 +140,7 @@ def _draw_map(layer: str, draws: Draws, end: float) -> str:
     chosen = np.arange(0, len(draws.steps), -(-len(draws.steps) // DRAWS))
     ages = draws.ages()[np.ix_(chosen, vectors)]
     # 0: shade 7; 1: 6; 2 and 3: 5; 4 to 7: 4; … and never: 0.
-    shades = np.clip(len(AGES) - 1 - np.ceil(np.log2(ages + 1.0, where=ages >= 0)), 1, None)
+    shades = np.clip(len(AGES) - 1 - np.ceil(np.log2(np.maximum(ages, 0) + 1.0)), 1, None)
     shades = np.where(ages < 0, 0, shades)
     steps = draws.steps[chosen]
     first = float(steps[0])

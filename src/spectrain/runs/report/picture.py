@@ -41,7 +41,11 @@ def picture(
     right = NAMES if len(named) > 1 else RIGHT
     width, height = WIDTH - LEFT - right, HEIGHT - TOP - BOTTOM
     whole = HEIGHT + ROW * len(rugs)
-    drawn = "".join(_series(x, y, width, height, *entry) for entry in entries)
+    measured = {entry for entry, series in entries if series.dots}  # these have marks of their own
+    drawn = "".join(
+        _series(x, y, width, height, entry, series, bare=entry in measured and not series.dots)
+        for entry, series in entries
+    )
     ends = _ends(x, y, width, height, named) if len(named) > 1 else ""
     return (
         f'<svg class="picture" viewBox="0 0 {WIDTH} {whole}" role="img" '
@@ -74,8 +78,10 @@ def _frame(x: Axis, y: Axis, labels: tuple[str, str], width: int, height: int, r
     return "".join(parts)
 
 
-def _series(x: Axis, y: Axis, width: int, height: int, entry: int, series: Series) -> str:
-    """Band, line and marks of one series."""
+def _series(
+    x: Axis, y: Axis, width: int, height: int, entry: int, series: Series, *, bare: bool
+) -> str:
+    """Band, line and marks of one series; a bare one has no marks."""
     kept = np.arange(len(series.x)) if series.dots else _thinned(series.y)
     at, values = series.x[kept], y.place(series.y[kept])
     matrix = _matrix(x, y, width, height)
@@ -86,8 +92,9 @@ def _series(x: Axis, y: Axis, width: int, height: int, entry: int, series: Serie
     chosen = slice(None) if series.dots else slice(None, None, max(1, len(kept) // MARKS))
     across = width * x.share(at[chosen])
     down = height * (1 - y.share(values[chosen]))
-    glyph = "" if series.ghost else looks.glyph(series.look)
-    marks = "".join(f"M{a:.1f},{d:.1f}{glyph}" for a, d in zip(across, down, strict=True) if glyph)
+    glyph = looks.glyph(series.look)
+    places = () if bare or series.ghost else zip(across, down, strict=True)
+    marks = "".join(f"M{a:.1f},{d:.1f}{glyph}" for a, d in places)
     return (
         f'<g class="series {looks.colour(series.look)}" data-entry="{entry}" '
         f'data-note="{escape(series.note)}" data-glyph="{glyph}">'
@@ -142,6 +149,7 @@ def _rugs(x: Axis, rugs: Sequence[Rug], width: int, height: int) -> str:
         ticks = "".join(f"M{step:.7g},0L{step:.7g},8" for step in rug.steps.tolist())
         parts.append(
             f'<g class="rug {looks.colour(rug.look)}" data-name="{escape(rug.name)}">'
+            f'<path class="grid" d="M{LEFT},{top + ROW}h{width}"/>'
             f'<text x="{LEFT + 2}" y="{top + 11}">{escape(rug.name)}</text>'
             f'<svg x="{LEFT}" y="{top + 13}" width="{width}" height="8">'
             f'<path class="ticks" transform="matrix({a:.9g},0,0,1,{-a * x.low:.9g},0)" d="{ticks}"/>'

@@ -100,8 +100,9 @@
       const kind = ["line", "points", "ghost"].find((name) => group.querySelector(`.${name}`));
       const points = paths.find(({ path }) => path.classList.contains(kind)).points;
       const only = !this.plot.querySelector(".line");
-      return { group, paths, points, kind, entry: group.dataset.entry, note: group.dataset.note,
-        glyph: group.dataset.glyph, marks: group.querySelector(".marks"), shown: true,
+      const marks = group.querySelector(".marks");
+      return { group, paths, points, kind, marks, entry: group.dataset.entry, note: group.dataset.note,
+        glyph: group.dataset.glyph, marked: marks.getAttribute("d") !== "", shown: true,
         names: kind === "line" || (only && kind === "points") };
     }
 
@@ -247,7 +248,7 @@
       for (const { path, points } of series.paths) path.setAttribute("d", points.map(write).join(""));
       const inside = series.points.filter(([, x]) => x >= this.x[0] && x <= this.x[1]);
       const every = series.kind === "line" ? Math.max(1, Math.floor(inside.length / MARKS)) : 1;
-      const marked = series.kind === "ghost" ? [] : inside.filter((_, place) => place % every === 0);
+      const marked = series.marked ? inside.filter((_, place) => place % every === 0) : [];
       series.marks.setAttribute("d", marked.map((p) => write(["M", p[1], p[2]]) + series.glyph).join(""));
     }
 
@@ -260,6 +261,7 @@
       svg.setAttribute("width", this.width);
       path.removeAttribute("transform");
       path.setAttribute("d", own.map((x) => `M${this.px(x).toFixed(2)},0v8`).join(""));
+      group.querySelector(".grid").setAttribute("d", `M${LEFT},${top + ROW}h${this.width}`);
     }
 
     // As `_ends` of picture.py.
@@ -326,42 +328,41 @@
       ];
       const within = ([px, py]) => [clamp(px, 0, this.width), clamp(py, 0, this.height)];
       let start = null;
-      svg.addEventListener("pointerdown", (event) => {
-        if (event.button === 0 && event.pointerType !== "touch") {
-          start = within(place(event));
-          svg.setPointerCapture(event.pointerId);
-        }
-        this.point(value(place(event))[0]);
-      });
-      svg.addEventListener("pointermove", (event) => {
-        const at = within(place(event));
-        if (start) {
-          const flat = Math.abs(at[1] - start[1]) < 12; // a stroke along x zooms x alone
-          this.box.setAttribute("x", LEFT + Math.min(at[0], start[0]));
-          this.box.setAttribute("width", Math.abs(at[0] - start[0]));
-          this.box.setAttribute("y", TOP + (flat ? 0 : Math.min(at[1], start[1])));
-          this.box.setAttribute("height", flat ? this.height : Math.abs(at[1] - start[1]));
-        }
-        this.point(value(at)[0]);
-      });
-      svg.addEventListener("pointerup", (event) => {
-        if (!start) return;
-        const [a, b] = [value(start), value(within(place(event)))];
-        const size = ["width", "height"].map((name) => Number(this.box.getAttribute(name)));
-        const flat = size[1] === this.height;
+      const frame = (at) => {
+        const flat = Math.abs(at[1] - start[1]) < 12; // a stroke along x zooms x alone
+        const from = [Math.min(at[0], start[0]), flat ? 0 : Math.min(at[1], start[1])];
+        const size = [Math.abs(at[0] - start[0]), flat ? this.height : Math.abs(at[1] - start[1])];
+        this.box.setAttribute("x", LEFT + from[0]);
+        this.box.setAttribute("y", TOP + from[1]);
+        this.box.setAttribute("width", size[0]);
+        this.box.setAttribute("height", size[1]);
+        return [flat, from, size];
+      };
+      const release = (event) => {
+        const [flat, from, size] = frame(within(place(event)));
         start = null;
         this.box.setAttribute("width", 0);
         if (size[0] < 6) return; // a click
-        const sorted = (u, v) => [Math.min(u, v), Math.max(u, v)];
-        this.set(sorted(a[0], b[0]), flat ? this.y : sorted(a[1], b[1]));
-        if (flat) {
-          this.fit();
-          this.draw();
-        }
-      });
-      svg.addEventListener("pointercancel", () => {
-        start = null;
-        this.box.setAttribute("width", 0);
+        const [low, top] = value(from);
+        const [high, bottom] = value([from[0] + size[0], from[1] + size[1]]);
+        this.set([low, high], flat ? this.y : [bottom, top]);
+        if (!flat) return;
+        this.fit();
+        this.draw();
+      };
+      svg.addEventListener("pointermove", (event) => this.point(value(within(place(event)))[0]));
+      svg.addEventListener("pointerdown", (event) => {
+        this.point(value(within(place(event)))[0]);
+        if (event.button !== 0 || event.pointerType === "touch") return;
+        start = within(place(event));
+        const own = new AbortController(), until = { signal: own.signal };
+        addEventListener("pointermove", (moved) => frame(within(place(moved))), until);
+        addEventListener("pointerup", (last) => { own.abort(); release(last); }, until);
+        addEventListener("pointercancel", () => {
+          own.abort();
+          start = null;
+          this.box.setAttribute("width", 0);
+        }, until);
       });
       svg.addEventListener("pointerleave", () => start || this.point(null));
       svg.addEventListener("dblclick", () => this.home());

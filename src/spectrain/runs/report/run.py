@@ -33,7 +33,7 @@ def sections_of_run(directory: Path) -> tuple[str, list[Section]]:
     config = read_config(directory) or {}
     scores = scores_from_json(config)
     result = read_result(directory)
-    line = Line("this run", 1, (directory,))
+    line = Line("this run", 0, (directory,))
     figures = grid(curves([line], scores))
     name = (config.get("method") or {}).get("name") or "a model"
     return f"Training with {name}: {directory.resolve().name}", [
