@@ -23,6 +23,7 @@ from spectrain.cli.inspect import inspect
 from spectrain.cli.lm import compare_lm, train_lm
 from spectrain.cli.merge import merge
 from spectrain.cli.plan import plan
+from spectrain.cli.report import report
 from spectrain.cli.translate import compare_translate, train_translate, translate
 from spectrain.errors import SpectrainError
 
@@ -44,6 +45,7 @@ def cli() -> None:
     spectrain translate runs/numbers < text.de          use what was trained
     spectrain train image --method sst --method.rank 8 --out runs/digits
     spectrain train finetune --model smol --data gsm8k --method lora --method.rank 8 --out runs/d
+    spectrain report runs/a                             a page of it, at any time
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint
     spectrain merge runs/a --out small --prune 0.9      without its smallest singular values
@@ -73,7 +75,7 @@ train.add_command(train_image)
 compare.add_command(compare_image)
 train.add_command(train_finetune)
 compare.add_command(compare_finetune)
-for _command in (demo, plan, merge, inspect, translate, list_methods):
+for _command in (demo, report, plan, merge, inspect, translate, list_methods):
     cli.add_command(_command)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from spectrain.runs.curves import Array
 from spectrain.runs.files import write_atomic
 from spectrain.tasks.score import LOSS, Score
 
@@ -37,16 +38,8 @@ def loss_label(scores: Sequence[Score]) -> str:
     return "loss (nats per token)" if LOSS in scores else "loss"
 
 
-def ended(spectra: dict[str, Any]) -> dict[str, Any]:
-    """The layers whose final singular values are there: a diverged run has initial ones only."""
-    both = "initial", "final"
-    return {layer: v for layer, v in spectra.items() if all(v.get(when) for when in both)}
-
-
-def draw_spectrum(axes: Any, values: Sequence[float], **style: Any) -> None:
-    """Singular values over their index, from 1; zeros and rounding errors have no logarithm."""
-    spectrum = np.sort(np.array(values, dtype=float))[::-1]
-    spectrum[spectrum < 1e-7 * spectrum[0]] = np.nan
+def draw_spectrum(axes: Any, spectrum: Array, **style: Any) -> None:
+    """Descending singular values over their index, from 1."""
     axes.set_yscale("log")
     axes.plot(np.arange(1, len(spectrum) + 1), spectrum, linewidth=1.4, **style)
 

@@ -1,4 +1,4 @@
-"""Curves of losses and scores, read from run directories and averaged over seeds."""
+"""Curves of losses and scores, and spectra, read from run directories and averaged over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrain.runs.files import read_rows
-from spectrain.runs.records import FINITE
+from spectrain.runs.records import FINITE, SPECTRA, read_record
 from spectrain.tasks.score import Score
 
 Array = NDArray[np.float64]
@@ -30,6 +30,12 @@ class Curve:
         """Training time at ``steps``, starting from 0 at step 0."""
         at: Array = np.interp(steps, np.append(0.0, self.steps), np.append(0.0, self.seconds))
         return at
+
+    def settled(self) -> tuple[float, float]:
+        """The lowest and the highest value to show: the steep first fifth would squeeze the rest."""
+        late = self.loss[self.steps >= self.steps[-1] / 5]
+        low = min(late.min(), self.validation.min(initial=np.inf))
+        return float(low), float(max(late.max(), self.validation[-1:].max(initial=-np.inf)))
 
 
 def read_curve(directory: Path) -> Curve | None:
@@ -52,6 +58,12 @@ class ScoreCurve:
     values: Array  # as people read them
     deviation: Array  # over seeds; zeros for one
 
+    def settled(self) -> tuple[float, float]:
+        """The lowest and the highest value to show, as for losses."""
+        late = self.steps >= self.steps[-1] / 5
+        low, high = self.values - self.deviation, self.values + self.deviation
+        return float(low[late].min()), float(high[late].max())
+
 
 def read_scores(directory: Path, score: Score) -> ScoreCurve:
     """The curve of one run directory; without steps before its first validation."""
@@ -59,6 +71,14 @@ def read_scores(directory: Path, score: Score) -> ScoreCurve:
     values = np.array([score.shown(score.cost(value)) for value in found], dtype=float)
     drawable = np.array([FINITE.holds(value) for value in values.tolist()], dtype=bool)
     return ScoreCurve(steps[drawable], values[drawable], np.zeros(drawable.sum()))
+
+
+def scores_of(directories: Sequence[Path], score: Score) -> ScoreCurve | None:
+    """The mean over run directories; None where it was not measured twice: one point is no curve."""
+    found = [read_scores(directory, score) for directory in directories]
+    known = [curve for curve in found if len(curve.steps)]
+    mean = mean_scores(known) if known else None
+    return mean if mean and len(mean.steps) > 1 else None
 
 
 def mean_scores(curves: Sequence[ScoreCurve]) -> ScoreCurve:
@@ -87,6 +107,14 @@ def _smooth(values: Array) -> Array:
     return means
 
 
+def curve_of(directories: Sequence[Path]) -> Curve | None:
+    """The mean over run directories, as far as they have steps in common; None if they have none."""
+    found = [read_curve(directory) for directory in directories]
+    known = [curve for curve in found if curve is not None]
+    mean = mean_curve(known) if known else None
+    return mean if mean and len(mean.steps) else None
+
+
 def mean_curve(curves: Sequence[Curve]) -> Curve:
     """Mean over seeds at the steps that all of them have."""
     steps = _common([curve.steps for curve in curves])
@@ -110,3 +138,23 @@ def _stack(curves: Sequence[Curve], steps: Array, grid: str, name: str) -> Array
     return np.stack(
         [getattr(curve, name)[np.isin(getattr(curve, grid), steps)] for curve in curves]
     )
+
+
+def read_spectra(directory: Path) -> dict[str, dict[str, Array]]:
+    """The "initial" and "final" singular values of layers, those that have both: a diverged run has
+    no final ones. Raises as `read_record` does."""
+    found = read_record(directory / "spectra.json", SPECTRA) or {}
+    both = "initial", "final"
+    return {
+        layer: {when: descending(values[when]) for when in both}
+        for layer, values in found.items()
+        if all(values.get(when) for when in both)
+    }
+
+
+def descending(values: Sequence[float]) -> Array:
+    """Singular values from the largest on; NaN for rounding errors, which have no place on a scale of
+    logarithms."""
+    spectrum = np.sort(np.array(values, dtype=float))[::-1]
+    spectrum[spectrum < 1e-7 * spectrum[0]] = np.nan
+    return spectrum

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from spectrain.runs.fork import origin
 from spectrain.runs.lock import locked
 from spectrain.runs.loop import DivergedError, Training
 from spectrain.runs.options import RunOptions
+from spectrain.runs.plots import plot_comparison
 from spectrain.runs.processes import Team
 from spectrain.runs.report import write_report
+from spectrain.runs.run_plots import plot_run
 from spectrain.runs.view import View
 from spectrain.surgery import apply, coverage, select
 from spectrain.tasks.task import Task
@@ -44,7 +47,7 @@ def train(
     team = team or Team()
     with _locked(out, team):
         result = _train(task, method, options, out, view, team, fork)
-        return result, _report(out, team)
+        return result, _report(out, team, partial(plot_run, out))
 
 
 @contextmanager
@@ -77,9 +80,15 @@ def _train(
     return result or Training(task, method, options, directory, view, team).train()
 
 
-def _report(directory: Path, team: Team) -> Path:
+def _report(directory: Path, team: Team, draw: Callable[[], Any]) -> Path:
+    """Write the report and, for papers and talks, the PNG files that `draw` makes."""
+
+    def write() -> str:
+        draw()
+        return str(write_report([directory]))
+
     try:
-        return Path(team.decide(lambda: str(write_report(directory))))
+        return Path(team.decide(write))
     except OSError as error:
         raise RunError(
             f"all results are in {directory}, but its report could not be written: "
@@ -124,7 +133,7 @@ def compare(
         comparison = run_comparison(
             plan, run_trial, out, options=recorded, say=view.say, command=command_line(), team=team
         )
-        return comparison, _report(out, team)
+        return comparison, _report(out, team, partial(plot_comparison, comparison))
 
 
 def _arm(key: str, method: Method, rates: Sequence[float], methods: Mapping[str, Method]) -> Arm:

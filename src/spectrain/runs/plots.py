@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from spectrain.runs.canvas import (
     draw_spectrum,
-    ended,
     legible,
     loss_label,
     new_figure,
@@ -18,36 +17,33 @@ from spectrain.runs.canvas import (
 )
 from spectrain.runs.compare import Comparison
 from spectrain.runs.curves import (
+    Array,
     Curve,
     ScoreCurve,
-    mean_curve,
-    mean_scores,
-    read_curve,
-    read_scores,
+    curve_of,
+    read_spectra,
+    scores_of,
 )
-from spectrain.runs.records import SPECTRA, read_record
 from spectrain.runs.rows import Row, drawn_trials
 from spectrain.runs.scores import table_order
 from spectrain.runs.summary import summarise
-from spectrain.runs.trials import Trial
 from spectrain.tasks.score import LOSS, Score
 
 
 def plot_comparison(comparison: Comparison) -> list[Path]:
     """Draw what a comparison has so far into its directory; the files written."""
-    shown = drawn_trials(comparison)
-    curves = _curves(comparison, shown)
+    shown = {
+        arm: [comparison.trial_directory(trial) for trial in trials]
+        for arm, trials in drawn_trials(comparison).items()
+    }
+    curves = {arm: curve for arm, runs in shown.items() if (curve := curve_of(runs)) is not None}
     scores = comparison.plan.scores
     titles = {arm.key: legible(arm.title) for arm in comparison.plan.arms}
-    spectra = {
-        arm: content
-        for arm, trials in shown.items()
-        if (content := read_record(comparison.trial_directory(trials[0]) / "spectra.json", SPECTRA))
-    }
+    spectra = {arm: found for arm, runs in shown.items() if (found := read_spectra(runs[0]))}
     figures = {
         "loss_by_step.png": _losses(curves, titles, scores, by_time=False),
         "loss_by_time.png": _losses(curves, titles, scores, by_time=True),
-        "score_by_step.png": _scores(_score_curves(comparison, shown), titles, scores[0]),
+        "score_by_step.png": _scores(_score_curves(shown, scores[0]), titles, scores[0]),
         memory_picture(scores): _memory(comparison, titles),
         "spectra.png": _spectra_of_arms(spectra, titles),
     }
@@ -64,32 +60,13 @@ def memory_picture(scores: Sequence[Score]) -> str:
     return "perplexity_by_memory.png" if known.exponential else "score_by_memory.png"
 
 
-def _curves(comparison: Comparison, shown: Mapping[str, Sequence[Trial]]) -> dict[str, Curve]:
-    curves = {}
-    for arm, trials in shown.items():
-        found = [read_curve(comparison.trial_directory(trial)) for trial in trials]
-        if known := [curve for curve in found if curve is not None]:
-            mean = mean_curve(known)
-            if len(mean.steps):  # that all seeds have
-                curves[arm] = mean
-    return curves
-
-
-def _score_curves(
-    comparison: Comparison, shown: Mapping[str, Sequence[Trial]]
-) -> dict[str, ScoreCurve]:
-    """Of the score that decides, if measured more than once; the loss has pictures of its own."""
-    score = comparison.plan.scores[0]
+def _score_curves(shown: Mapping[str, Sequence[Path]], score: Score) -> dict[str, ScoreCurve]:
+    """Of the score that decides; the loss has pictures of its own."""
     if score.key == LOSS.key:
         return {}
-    curves = {}
-    for arm, trials in shown.items():
-        found = [read_scores(comparison.trial_directory(trial), score) for trial in trials]
-        if known := [curve for curve in found if len(curve.steps)]:
-            mean = mean_scores(known)
-            if len(mean.steps) > 1:
-                curves[arm] = mean
-    return curves
+    return {
+        arm: curve for arm, runs in shown.items() if (curve := scores_of(runs, score)) is not None
+    }
 
 
 def _style(titles: dict[str, str], arm: str) -> dict[str, Any]:
@@ -111,7 +88,6 @@ def _losses(
     if not curves:
         return None
     figure, axes = new_figure("training time (s)" if by_time else "step", loss_label(scores))
-    top, bottom = -np.inf, np.inf
     for arm, curve in curves.items():
         style = _style(titles, arm)
         x = curve.seconds if by_time else curve.steps
@@ -121,11 +97,7 @@ def _losses(
         axes.fill_between(x, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(at, curve.validation, color=style["color"], marker=style["marker"], ls="", ms=5)
         axes.plot([], [], **style, label=titles[arm])
-        # The steep first fifth would squeeze the rest into a line.
-        late = curve.loss[curve.steps >= curve.steps[-1] / 5]
-        top = max(top, late.max(), curve.validation[-1:].max(initial=-np.inf))
-        bottom = min(bottom, late.min(), curve.validation.min(initial=np.inf))
-    _zoom(axes, top, bottom)
+    _zoom(axes, [curve.settled() for curve in curves.values()])
     validated = LOSS in scores or any(len(curve.validation) for curve in curves.values())
     _legend(axes, "lines: training, markers: validation" if validated else None)
     return figure
@@ -136,22 +108,20 @@ def _scores(curves: dict[str, ScoreCurve], titles: dict[str, str], score: Score)
     if not curves:
         return None
     figure, axes = new_figure("step", f"validation {legible(score.title)}")
-    tops, bottoms = [], []
     for arm, curve in curves.items():
         style = _style(titles, arm)
         lower, upper = curve.values - curve.deviation, curve.values + curve.deviation
         axes.fill_between(curve.steps, lower, upper, color=style["color"], alpha=0.15, linewidth=0)
         look = style | {"markersize": 5, "linewidth": 1.4, "label": titles[arm]}
         axes.plot(curve.steps, curve.values, **look, markevery=max(1, len(curve.steps) // 8))
-        late = curve.steps >= curve.steps[-1] / 5
-        tops.append(upper[late].max())
-        bottoms.append(lower[late].min())
-    _zoom(axes, max(tops), min(bottoms))
+    _zoom(axes, [curve.settled() for curve in curves.values()])
     _legend(axes)
     return figure
 
 
-def _zoom(axes: Any, top: float, bottom: float) -> None:
+def _zoom(axes: Any, ranges: Sequence[tuple[float, float]]) -> None:
+    """Show what lies between the lowest and the highest of ``ranges``."""
+    bottom, top = min(low for low, _ in ranges), max(high for _, high in ranges)
     margin = 0.05 * (top - bottom) or 0.1
     axes.set_ylim(bottom - margin, top + margin)
 
@@ -204,9 +174,10 @@ def _mib(row: Row) -> float:
     return row.state_bytes / 2**20
 
 
-def _spectra_of_arms(spectra: dict[str, dict[str, Any]], titles: dict[str, str]) -> Figure | None:
+def _spectra_of_arms(
+    spectra: dict[str, dict[str, dict[str, Array]]], titles: dict[str, str]
+) -> Figure | None:
     """Final singular values of one layer that all methods recorded, and the initial ones."""
-    spectra = {arm: done for arm, content in spectra.items() if (done := ended(content))}
     contents = list(spectra.values())
     layers = [name for name in contents[0] if all(name in c for c in contents)] if contents else []
     if not layers:

@@ -10,15 +10,14 @@ from spectrain.runs.canvas import (
     LINES,
     MARKERS,
     draw_spectrum,
-    ended,
     legible,
     loss_label,
     new_figure,
     save,
 )
-from spectrain.runs.curves import column, read_curve, read_scores
+from spectrain.runs.curves import column, read_curve, read_spectra, scores_of
 from spectrain.runs.files import read_rows
-from spectrain.runs.records import SPECTRA, read_config, read_record, read_result
+from spectrain.runs.records import read_config, read_result
 from spectrain.runs.scores import scores_from_json
 from spectrain.tasks.score import LOSS, Score
 
@@ -60,14 +59,11 @@ def _run_loss(directory: Path, scores: Sequence[Score]) -> Figure | None:
 
 
 def _run_scores(directory: Path, scores: Sequence[Score]) -> Figure | None:
-    """Every score but the loss, which has a picture of its own, on validation data.
-
-    None of what is measured at the end alone: one point is no curve.
-    """
+    """Every score but the loss, which has a picture of its own, on validation data."""
     curves = {
         score: curve
         for score in scores
-        if score.key != LOSS.key and len((curve := read_scores(directory, score)).steps) > 1
+        if score.key != LOSS.key and (curve := scores_of([directory], score)) is not None
     }
     if not curves:
         return None
@@ -89,7 +85,7 @@ def _run_scores(directory: Path, scores: Sequence[Score]) -> Figure | None:
 
 
 def _run_spectra(directory: Path) -> Figure | None:
-    spectra = ended(read_record(directory / "spectra.json", SPECTRA) or {})
+    spectra = read_spectra(directory)
     layers = list(spectra)[:LAYERS]
     if not layers:
         return None

@@ -1,51 +1,52 @@
 """The building blocks of a report's page, each from texts that are escaped here."""
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; --text: #1c1e21; --soft: #5b6168; --page: #fff; --line: #d9dce0;
-  --shade: #f4f5f7; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --soft: #a3a9b0; --page: #16181b;
-  --line: #3a3f45; --shade: #202327; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; color: var(--text); background: var(--page);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; line-height: 1.2; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p, li, dd { max-width: 48rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-td { white-space: nowrap; } th { overflow-wrap: normal; vertical-align: bottom; }
-tr:last-child > td { border-bottom: 0; } thead th { background: var(--shade); font-weight: 600; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--page); }
-thead th:first-child { background: var(--shade); }
-.words td, .words th { text-align: left; white-space: normal; overflow-wrap: normal; }
-.words td { min-width: 9rem; vertical-align: top; } .words td:first-child { width: 25%; }
-.key, figcaption, footer { color: var(--soft); font-size: .88rem; }
-.key p { margin: .15rem 0; }
-@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding: .3rem .4rem; }
-  ul { padding-left: 1.2rem; } .words td { min-width: 6rem; } }
-.swipe { display: none; } @media (max-width: 40rem) { .swipe { display: block; } }
-.figures { display: grid; gap: 1.2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
-figure { margin: 0; } img { width: 100%; height: auto; border-radius: 6px; background: #fff; }
-pre { white-space: pre-wrap; background: var(--shade); padding: .7rem; border-radius: 6px; }
-summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
-"""
+HOW = (  # shown where the script runs
+    '<p class="how">Drag across a chart to zoom, or turn the wheel after a click on it (or with Ctrl); '
+    "double-click, or press 0, for the first view. Arrow keys walk from value to value, with Shift they "
+    "move the view; + and − zoom. Names in a legend hide and show lines.</p>\n"
+)
 
 
-def whole_page(title: str, body: str) -> bytes:
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading of its own; `body` is HTML."""
+
+    name: str  # its anchor
+    title: str
+    body: str
+
+
+def whole_page(title: str, sections: Sequence[Section]) -> bytes:
+    """The page; sections without a body are left out. Nothing but our own script may run in it."""
+    style, script = (
+        files("spectrain.runs.report").joinpath(name).read_text(encoding="utf-8")
+        for name in ("report.css", "report.js")
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    shown = [section for section in sections if section.body]
+    contents = "".join(f'<li><a href="#{s.name}">{escape(s.title)}</a></li>' for s in shown)
+    body = "\n".join(
+        f'<section id="{s.name}">\n<h2>{escape(s.title)}</h2>\n{s.body}\n</section>' for s in shown
+    )
     page = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{body}\n"
-        "<footer><p>Written by spectrain.</p></footer>\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f"<header>\n<h1>{escape(title)}</h1>\n"
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n{HOW}</header>\n'
+        f"<main>\n{body}\n</main>\n<footer><p>Written by spectrain.</p></footer>\n"
+        f"<script>{script}</script>\n</body>\n</html>\n"
     )
     return page.encode(errors="replace")  # JSON may hold half a surrogate pair
 
@@ -69,7 +70,13 @@ def key(columns: Mapping[str, str]) -> str:
     return f'<div class="key">{swipe}{"".join(lines)}</div>'
 
 
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
 def bullets(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
     return "<ul>" + "\n".join(f"<li>{escape(text)}</li>" for text in sentences) + "</ul>"
 
 
@@ -78,10 +85,8 @@ def notes(footnotes: Sequence[str]) -> str:
     return f'<div class="key">{"".join(lines)}</div>'
 
 
-def figures(pictures: Sequence[tuple[Path, str]]) -> str:
+def photographs(pictures: Sequence[tuple[Path, str]]) -> str:
     """PNG files, each with its caption."""
-    if not pictures:
-        return "<p>Nothing recorded yet.</p>"
     shown = []
     for path, text in pictures:
         data = base64.b64encode(path.read_bytes()).decode()
@@ -90,7 +95,13 @@ def figures(pictures: Sequence[tuple[Path, str]]) -> str:
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    return f'<div class="figures">{"".join(shown)}</div>'
+    return grid(shown)
+
+
+def grid(figures: Iterable[str], kind: str = "figures") -> str:
+    """Figures side by side as far as they have room; nothing if all of them are empty."""
+    inside = "\n".join(filter(None, figures))
+    return f'<div class="{kind}">{inside}</div>' if inside else ""
 
 
 def preformatted(command: Any) -> str:
@@ -104,9 +115,10 @@ def details(title: str, content: Any) -> str:
     return folded(title, definitions(content))
 
 
-def folded(title: str, inside: str) -> str:
+def folded(title: str, inside: str, kind: str = "") -> str:
     """A section that opens on a tap; `inside` is HTML."""
-    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+    of_kind = f' class="{kind}"' if kind else ""
+    return f"<details{of_kind}><summary>{escape(title)}</summary>{inside}</details>"
 
 
 def definitions(content: Mapping[str, Any]) -> str:
