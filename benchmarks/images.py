@@ -6,8 +6,8 @@
     python benchmarks/images.py --collect                     only write the table of what there is
 
 FOLDER holds the IDX files of that data set, which are not part of this repository. The runs are one
-`spectrain compare image`: interrupt it and run it again, finished trials are kept. The table goes to
-benchmarks/results/images/.
+`spectrain compare image`: interrupt it and run it again, finished trials are kept, those of this
+repository too. The table goes to benchmarks/results/images/.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from kept import give_back, keep
 from workers import Workers
 
 from spectrain.runs.compare import Comparison, load_comparison
@@ -28,6 +29,8 @@ from spectrain.tasks.image.task import ImageClassification
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "images"
+TRIALS = RESULTS / "trials"
+EPOCHS = 30
 RANK, BATCH_SIZE = 16, 100
 OPTIONS = (
     *("--methods", "full,lora,relora,galore,sst", "--rank", str(RANK), "--hidden", "512,512,512"),
@@ -113,6 +116,10 @@ def collect(runs: Path) -> None:
     """Write results/images/table.md from the comparisons under `runs`, as far as they are."""
     known = {n: load_comparison(runs / n) for n in TITLES if (runs / n / "config.json").exists()}
     known = {name: comparison for name, comparison in known.items() if comparison.results}
+    for name, comparison in known.items():
+        asked = comparison.settings["options"]
+        if asked["steps"] == EPOCHS * asked["eval_every"]:  # no shorter try
+            keep(comparison.directory, TRIALS / f"{name}.jsonl")
     if not known:
         print("no comparison has results yet")
         return
@@ -153,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the IDX files")
     parser.add_argument("--dataset", choices=TITLES, default="fashion-mnist", help="what they are")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--steps", type=int, help="instead of epochs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "runs" / "images")
@@ -165,6 +172,8 @@ def main() -> None:
             parser.error(
                 "the images are not part of this repository: give their folder with --data"
             )
+        if given.steps is None and given.epochs == EPOCHS:
+            give_back(TRIALS / f"{given.dataset}.jsonl", given.out / given.dataset, given.data)
         code = Workers(given.out).run_all([given.dataset], lambda _: command(given), 1)
     collect(given.out)
     sys.exit(code)

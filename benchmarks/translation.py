@@ -101,7 +101,8 @@ def collect(runs: Path) -> None:
     """Write results/translation/table.md from the comparisons under `runs`, as far as they are."""
     known = {n: load_comparison(runs / n) for n in SIZES if (runs / n / "config.json").exists()}
     for name, comparison in known.items():
-        keep(comparison.directory, TRIALS / f"{name}.jsonl")
+        if comparison.settings["options"]["steps"] == STEPS:  # no shorter try
+            keep(comparison.directory, TRIALS / f"{name}.jsonl")
     found = {n: bleu_of(c, SIZES[n][1]) for n, c in known.items()}
     found = {n: scores for n, scores in found.items() if scores}
     if not found:
