@@ -86,7 +86,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     write_run(root / "sst", "sst", 4e-3, 4e-3, 0, final=3.2)
     write_dynamics(root / "sst")
-    write_report([root / "sst"], root / "run.html")
+    write_report(root / "sst", out=root / "run.html")
 
     def train(trial, directory):
         result = FakeTraining()(trial, directory)
@@ -94,7 +94,7 @@ def folder(tmp_path_factory):
         return result
 
     run_comparison(plan(), train, root / "cmp", options={}, say=lambda text: None, command="x")
-    write_report([root / "cmp"], root / "comparison.html")
+    write_report(root / "cmp", out=root / "comparison.html")
     return root
 
 
