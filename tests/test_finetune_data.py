@@ -146,6 +146,7 @@ def test_the_chat_template_words_prompts():
         ({"question": " ", "answer": "a"}, {}, "the prompt is empty"),
         ({"answer": "a"}, {}, "has no field prompt or question or instruction.*--prompt-field"),
         ({"question": "a"}, {}, "has no field response.*--response-field"),
+        ({"text": "a", "label": 1}, {}, "has a label and no prompt: give --classify"),
         ({"question": "a", "answer": 3}, {}, "the field answer holds no text but int"),
         ({"question": "a", "answer": "\ud800"}, {}, "half a surrogate pair"),
         ({"question": "a"}, {"response_field": "x"}, "has no field x"),

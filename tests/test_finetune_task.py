@@ -11,7 +11,12 @@ from cases import every_default
 from tiny import final, rows, same
 from tiny_base import causal, encoder, options, run, write_causal
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+)
 
 from spectrain import SST, FullRank, GaLore, LoRA
 from spectrain.errors import RunError, UsageError
@@ -106,6 +111,14 @@ def test_a_model_that_mixes_packed_examples_is_refused(monkeypatch):
 
     monkeypatch.setattr(type(model), "forward", careless)
     with pytest.raises(UsageError, match="does not keep packed examples apart"):
+        task.loss(model, task.micro_batches(0, 0)[0])
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+    task = make_task()
+    config = BertConfig.from_pretrained(encoder(), vocab_size=320, max_position_embeddings=256)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UsageError, match="sees the tokens it is to predict"):
         task.loss(model, task.micro_batches(0, 0)[0])
 
 
