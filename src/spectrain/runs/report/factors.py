@@ -18,7 +18,7 @@ DECADES = 4  # below the largest singular value
 # The shades of draws: how many draws ago the latest was that a vector took part in.
 AGES = ("never yet", "32 or more", "16–31", "8–15", "4–7", "2–3", "1", "trains now")
 VECTORS = 128  # rows of a map of draws
-DRAWS = 160  # columns
+DRAWS = 256  # of a map
 
 
 def norms(dynamics: Dynamics) -> str:
@@ -125,12 +125,19 @@ def draw_maps(dynamics: Dynamics, last_step: float) -> str:
         return ""
     lead = (
         "Singular vectors by index, steps from left to right: darkest while a vector trains, lighter "
-        "the more draws ago it last did. The shades mean draws since the latest that it was in:"
+        "the more draws ago it last did. The shades mean recorded draws since the latest that it was in:"
     )
     end = max(last_step, *(float(d.steps[-1]) for d in found.values()))
     maps = [_draw_map(layer, draws, end) for layer, draws in found.items()]
     rows = [(layer, *_counts(draws, end)) for layer, draws in found.items()]
-    headings = ("layer", "vectors", "draws", "times drawn", "never drawn", "longest wait now")
+    headings = (
+        "layer",
+        "vectors",
+        "recorded draws",
+        "times drawn",
+        "never drawn",
+        "longest wait now",
+    )
     return paragraph(lead) + scale(len(AGES), AGES) + grid(maps, "maps") + table(headings, rows)
 
 
@@ -148,22 +155,23 @@ def _draw_map(layer: str, draws: Draws, end: float) -> str:
     middles = first + (np.arange(COLUMNS) + 0.5) / COLUMNS * (end - first)
     columns = np.searchsorted(steps, middles, side="right") - 1
     few = f"; every {vectors[1] - vectors[0]}th vector" if draws.size > VECTORS else ""
-    masks = [np.packbits(row[vectors], bitorder="little").tobytes().hex() for row in draws.drawn]
+    shown = draws.drawn[np.ix_(chosen, vectors)]
+    masks = [np.packbits(row, bitorder="little").tobytes().hex() for row in shown]
     return heatmap(
         layer,
         f"Map of the singular vectors of {layer} that trained at each step{few}",
         shades[columns].T.astype(np.uint8),
         len(AGES),
         (first, end),
-        (0.0, float(vectors[-1])),
+        (1.0, float(vectors[-1] + 1)),
         {
             "kind": "draws",
-            "at": _numbers(draws.steps),
+            "at": _numbers(steps),
             "values": ";".join(masks),
-            "rows": f"0 {vectors[-1]}",
+            "rows": f"1 {vectors[-1] + 1}",
             "shown": str(len(vectors)),
         },
-        "singular vector",
+        "index of vector",
     )
 
 

@@ -256,7 +256,7 @@
       const top = TOP + this.height + ROW * row, svg = path.parentNode;
       const text = group.querySelector("text");
       text.setAttribute("x", LEFT + 2);
-      text.setAttribute("y", top + 11);
+      text.setAttribute("y", top + 12);
       svg.setAttribute("y", top + 13);
       svg.setAttribute("width", this.width);
       path.removeAttribute("transform");

@@ -28,7 +28,7 @@ def sections_of_several(directories: Sequence[Path]) -> tuple[str, list[Section]
     bars = [bar for name, run in runs for bar in bars_of(name, read_result(run) or {})]
     configs = {name: read_config(run) or {} for name, run in runs}
     figures = grid(curves(lines, scores))
-    return f"{len(lines)} runs: {', '.join(line.name for line in lines)}", [
+    return f"Compared: {', '.join(_names(directories))}", [
         Section("summary", "Summary", _table(runs, scores)),
         Section("curves", "Curves", figures or paragraph("Nothing recorded yet.")),
         Section("memory", "Memory", stacked(bars)),
@@ -62,11 +62,13 @@ def _lines(directories: Sequence[Path]) -> list[Line]:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The end of each path, as long as it takes to tell them apart."""
+    """The end of each path, as long as it takes to tell it from the others."""
     parts = [directory.resolve().parts for directory in directories]
-    longest = max(map(len, parts))
-    tails = (["/".join(p[-length:]) for p in parts] for length in range(1, longest + 1))
-    return next(names for names in tails if len(set(names)) == len(names))
+    lengths = (
+        next(n for n in range(1, len(own) + 1) if sum(p[-n:] == own[-n:] for p in parts) == 1)
+        for own in parts
+    )
+    return ["/".join(own[-length:]) for own, length in zip(parts, lengths, strict=True)]
 
 
 def _common_scores(lines: Sequence[Line]) -> tuple[Score, ...]:
