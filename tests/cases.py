@@ -17,8 +17,8 @@ from spectrain import APOLLO, DCT, SST, Fira, GaLore, LoRA, ReLoRA
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
-from spectrain.parametrizations.dense import Dense
 from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
+from spectrain.parametrizations.dense import Dense
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
 

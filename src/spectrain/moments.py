@@ -135,8 +135,8 @@ class Moments:
         """Back to the state before the first step: moments and step counter.
 
         With `index`, numbers or a mask, only the moments of those rows (dim=0) or columns (dim=1), as
-        where single vectors are exchanged; the step counter, which a tensor has but one of, stays, and so does the
-        part of Adafactor's second moment that belongs to the other dimension.
+        where single vectors are exchanged; the step counter, which a tensor has but one of, stays, and
+        so does the part of Adafactor's second moment that belongs to the other dimension.
         """
         self.require_editable(parameter)
         state = self.state(parameter)

@@ -20,7 +20,8 @@ def scaling(
 
 
 def _norm(matrix: Tensor, dim: int | None) -> Tensor:
-    return torch.linalg.vector_norm(matrix, dim=dim, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(matrix, dim=dim, keepdim=True)
+    return norm
 
 
 @torch.no_grad()

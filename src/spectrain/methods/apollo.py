@@ -15,6 +15,7 @@ from spectrain.moments import Moments
 from spectrain.papers import APOLLO as PAPER
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import SeededBasis
+from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -72,7 +73,7 @@ class APOLLO(Method):
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
-            rate, step = float(group["lr"]), layer.gathered
+            rate, step = float(group["lr"]), layer.clipped()
             if step is not None and rate > 0:
                 dim = layer.rank_dim if self.scaling == "channel" else None
                 step.mul_(scaling(whole(layer.R), layer.down(step), dim))
@@ -81,12 +82,7 @@ class APOLLO(Method):
             layer.discard()
 
     def against_layerwise(self, accumulate: int) -> str | None:
-        if accumulate > 1:
-            return (
-                "the dense gradients of all layers would add up together; take one backward pass in "
-                "a step"
-            )
-        return None
+        return against_accumulation(accumulate)
 
     def schedule_text(self) -> str:
         return f"draw P anew every {self.refresh_every} steps"

@@ -14,6 +14,7 @@ from spectrain.moments import Moments
 from spectrain.papers import DCT_ADAMW
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis
+from spectrain.parametrizations.projected import against_accumulation
 from spectrain.settings import option
 from spectrain.sharding import divided, whole
 
@@ -76,18 +77,15 @@ class DCT(Method):
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
         for layer in cast(Layers, layers):
-            if layer.gathered is not None and layer.R.grad is not None:
-                self._project(layer, layer.gathered, layer.R.grad, moments, clock)
+            gradient, seen = layer.clipped(), layer.R.grad
+            if gradient is not None and seen is not None:
+                self._project(layer, gradient, seen, moments, clock)
                 layer.discard()
 
     def _project(
         self, layer: CosineBasis, gradient: Tensor, seen: Tensor, moments: Moments, clock: int
     ) -> None:
-        """Select columns, and overwrite R's gradient `seen` by the projection of the dense one (m, n)."""
-        raw = layer.down(gradient)
-        energy = raw.square().sum()
-        scale = torch.where(energy > 0, (whole(seen) * raw).sum() / energy, 1.0)  # by clipping …
-        gradient.mul_(scale)
+        """Select columns, and let R's gradient `seen` be the projection of the dense one (m, n) on them."""
         if layer.error is not None:
             gradient.add_(whole(layer.error))
         coefficients = layer.transform(gradient)
@@ -109,12 +107,7 @@ class DCT(Method):
             layer.fold(1.0, decay=group["lr"] * group.get("weight_decay", 0.0))
 
     def against_layerwise(self, accumulate: int) -> str | None:
-        if accumulate > 1:
-            return (
-                "the dense gradients of all layers would add up together; take one backward pass in "
-                "a step"
-            )
-        return None
+        return against_accumulation(accumulate)
 
     def schedule_text(self) -> str:
         return f"select columns every {self.refresh_every} steps"

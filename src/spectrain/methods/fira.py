@@ -14,6 +14,7 @@ from spectrain.methods.galore import GaLore
 from spectrain.papers import FIRA
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import StoredBasis
+from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -66,10 +67,10 @@ class Fira(GaLore):
     @torch.no_grad()
     def _move(self, layer: StoredBasis, rate: float, decay: float, awaited: bool) -> None:
         residual = None
-        if layer.gathered is not None and rate > 0:
-            residual = layer.gathered.clone() if awaited else layer.gathered
+        gradient = layer.clipped()
+        if gradient is not None and rate > 0:
+            residual = gradient.clone() if awaited else gradient
             rows, inside = whole(layer.rows()), layer.down(residual)
-            # Both in the scale of `gathered`, clipped or not: φ undoes it.
             factor = scaling(whole(layer.R), inside, layer.rank_dim)
             left, right = (rows.mT, inside) if layer.side == "left" else (inside, rows)
             residual.addmm_(left, right, alpha=-1 if self.residual == "orthogonal" else -self.scale)
@@ -80,12 +81,7 @@ class Fira(GaLore):
             layer.descend(residual)
 
     def against_layerwise(self, accumulate: int) -> str | None:
-        if accumulate > 1:
-            return (
-                "the dense gradients of all layers would add up together; take one backward pass in "
-                "a step"
-            )
-        return None
+        return against_accumulation(accumulate)
 
     def variations(self) -> list[str]:
         notes = super().variations()

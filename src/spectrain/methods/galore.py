@@ -77,9 +77,7 @@ class GaLore(Method):
 
     def parametrize(self, linear: nn.Module) -> StoredBasis:
         layer = StoredBasis(linear, self, rank=self.rank, side=self.side)
-        start = random_basis(
-            self.rank, layer.length, layer.initial_generator(), like=layer.basis
-        )
+        start = random_basis(self.rank, layer.length, layer.initial_generator(), like=layer.basis)
         layer.basis.data.copy_(start)
         return layer
 
