@@ -211,7 +211,7 @@ def test_several_runs_are_laid_over_each_other(tmp_path):
     assert "3.2000 (perplexity 24.53)" in text
     assert "not finished: recorded up to step 400" in text
     chart = page.read_text().split('<figure class="chart"')[1]
-    assert chart.count('class="line"') == 5
+    assert chart.count('data-note="training"') == 5
     read(write_report(*runs[:3], out=page))
 
 

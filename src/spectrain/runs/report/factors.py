@@ -14,7 +14,7 @@ from spectrain.runs.report.series import Series
 
 SHADES = 64  # of a spectrum
 PICKED = 48  # singular values that a run records of a layer that has more
-DECADES = 4  # below the largest singular value
+DECADES = 3  # below the largest singular value
 # The shades of draws: how many draws ago the latest was that a vector took part in.
 AGES = ("never yet", "32 or more", "16–31", "8–15", "4–7", "2–3", "1", "trains now")
 VECTORS = 128  # rows of a map of draws
@@ -76,14 +76,16 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
     if largest <= 0:
         return ""
     high = np.log10(largest)
-    smallest = min(float(s.values[s.values > 0].min(initial=largest)) for s in found.values())
-    low = min(max(np.log10(smallest), high - DECADES), high - 0.1)
+    positive = np.concatenate([s.values[s.values > 0] for s in found.values()])
+    # The few that are nearly zero would leave no shades for the others.
+    low = min(max(np.log10(np.quantile(positive, 0.05)), high - DECADES), high - 0.1)
     sizes = {layer: draws.size for layer, draws in dynamics.draws().items()}
     sizes |= {layer: len(v["initial"]) for layer, v in read_spectra(directory).items()}
     maps = [_spectra_map(layer, s, low, high, sizes.get(layer)) for layer, s in found.items()]
     lead = (
         "Singular values of W by layer: the largest at the top, steps from left to right. All maps "
-        "have one scale of logarithms; point at a map to read a value."
+        "have one scale of logarithms; what is smaller still has its lightest shade. Point at a map to "
+        "read a value."
     )
     ends = [number(float(f"{10**v:.2g}")) for v in np.linspace(low, high, 5)]
     return paragraph(lead) + scale(SHADES, ends) + grid(maps, "maps")

@@ -21,7 +21,7 @@ NAMES = 118  # pixels beside the plot for the names of lines
 ROW = 22  # of events
 POINTS = 500  # at most so many of a series
 MARKS = 8  # on a line
-LETTERS = 17  # of a name at the end of its line
+LETTERS = 14  # of a name at the end of its line; the last ones tell most
 
 Entry = tuple[int, Series]
 
@@ -171,7 +171,7 @@ def _ends(x: Axis, y: Axis, width: int, height: int, named: Sequence[Entry]) -> 
         below = 13.0 * (len(heights) - 1 - rank)
         shown = max(free, min(at, TOP + height - below))
         free = shown + 13
-        name = series.name if len(series.name) <= LETTERS else series.name[: LETTERS - 1] + "…"
+        name = series.name if len(series.name) <= LETTERS else "…" + series.name[1 - LETTERS :]
         parts.append(
             f'<g class="{looks.colour(series.look)}" data-entry="{entry}">'
             f'<path class="marks" d="M{LEFT + width + 9},{shown:.1f}{looks.glyph(series.look)}"/>'

@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const LEFT = 60, RIGHT = 14, TOP = 12, BOTTOM = 42, NAMES = 118, ROW = 22, LETTERS = 17, MARKS = 8;
+  const LEFT = 60, RIGHT = 14, TOP = 12, BOTTOM = 42, NAMES = 118, ROW = 22, MARKS = 8;
   const NARROW = 520; // below it, lines have their names in the legend alone
   const ZOOM = 1.4;
 

@@ -22,7 +22,7 @@ def write_report(*directories: Path, out: Path | None = None) -> Path:
     is given twice, or if several are not judged by the same scores; RunError if files are damaged or
     the report cannot be written.
     """
-    configs = [read_config(directory) for directory in directories]
+    configs = [read_config(d) if d.is_dir() else None for d in directories]
     for directory, config in zip(directories, configs, strict=True):
         if config is None:
             raise UsageError(f"{directory} holds no run and no comparison: it has no config.json")
