@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 import torch
+from shared_data import shared_file
 from tiny_base import CHAT, causal, encoder, options, tokenizer, write_causal
 
 from spectrain.errors import UsageError
@@ -539,3 +540,27 @@ def test_the_hash_of_the_base_knows_its_weights(tmp_path):
 def test_settings_that_cannot_be(values, said):
     with pytest.raises(UsageError, match=said):
         options(**values)
+
+
+# --- real data, where they lie beside the checkout ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "labels"),
+    [
+        ("gsm8k", {"train": 7473, "test": 1319}, None),
+        ("sst2", {"train": 6920, "validation": 872, "test": 1821}, {"0", "1"}),
+        ("cola", {"train": 8551, "validation": 1043}, {"0", "1"}),
+        ("rte", {"train": 4167}, {"0", "1"}),
+        ("sentence_polarity", {"train": 10662}, {"0", "1"}),
+    ],
+)
+def test_known_sets_are_read_whole(name, counts, labels):
+    found = read_data(str(shared_file(name)))
+    assert {split: len(part) for split, part in found.parts.items()} == counts
+    for part in found.parts.values():
+        if labels is None:
+            assert all(ends_in_number(r.fields["answer"]) for r in part)
+        else:
+            assert {r.fields["label"] for r in part} == labels
+            assert all(r.fields["text"] for r in part)
