@@ -14,6 +14,9 @@ from spectrain.hyperbolic.lorentz import centroid
 from spectrain.parametrizations.base import full_precision
 
 
+LEAST = 1e-12  # sum of attention weights that dropout has left
+
+
 class LorentzAttention(nn.Module):
     """Multi-head attention: weights softmax(−d²(q, k)/c), values averaged by their centroid.
 
@@ -97,7 +100,9 @@ class LorentzAttention(nn.Module):
             if dropout:
                 # A centroid does not change with the length of z, so no gradient comes to the sum.
                 z, total = z[..., :-1], z[..., -1:].detach()
-                z = z / torch.where(total > 0, total, 1.0)  # where nothing is left: the origin
+                # Where next to nothing is left, all large weights dropped: the origin. The rest may be as
+                # small as float32 can tell, and has no direction that a gradient could be taken of.
+                z = z / torch.where(total > LEAST, total, 1.0)
             together = centroid(z, self.curvature).transpose(-3, -2).flatten(-2)
         merged: Tensor = self.output(together, residual)
         return merged
