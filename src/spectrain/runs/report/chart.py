@@ -79,8 +79,9 @@ def figure_of(chart: Chart) -> str:
 
 def _entry(place: int, name: str, look: int, drawn: Sequence[Series]) -> str:
     """A line of the legend."""
-    own = (series for series in drawn if (series.name, series.look) == (name, look))
-    key = looks.key(look, dots=all(series.dots for series in own))
+    own = [series for series in drawn if (series.name, series.look) == (name, look)]
+    dots, ghost = all(series.dots for series in own), all(series.ghost for series in own)
+    key = looks.key(look, dots=dots, ghost=ghost)
     return f'<li data-entry="{place}"><span>{key}{escape(name)}</span> <output></output></li>'
 
 

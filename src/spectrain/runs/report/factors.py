@@ -81,6 +81,9 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
     low = min(max(np.log10(np.quantile(positive, 0.05)), high - DECADES), high - 0.1)
     sizes = {layer: draws.size for layer, draws in dynamics.draws().items()}
     sizes |= {layer: len(v["initial"]) for layer, v in read_spectra(directory).items()}
+    sizes |= {layer: count for layer, s in found.items() if (count := s.values.shape[1]) < PICKED}
+    if not found.keys() <= sizes.keys():
+        sizes = {}  # one kind of axis for all maps
     maps = [_spectra_map(layer, s, low, high, sizes.get(layer)) for layer, s in found.items()]
     lead = (
         "Singular values of W by layer: the largest at the top, steps from left to right. All maps "
@@ -93,15 +96,12 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
 
 def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, size: int | None) -> str:
     """(n, t) shades of the logarithms of singular values."""
-    count = spectra.values.shape[1]
     places = np.log10(np.maximum(spectra.values, 10.0**low))
     shades = np.round((SHADES - 1) * np.clip((places - low) / (high - low), 0, 1))
     steps = spectra.steps
     first, last = float(steps[0]), float(steps[-1])
     at = np.linspace(first, last, COLUMNS)
     columns = np.abs(at[:, None] - steps).argmin(1)
-    if size is None and count < PICKED:
-        size = count
     rows = (1.0, float(size)) if size else (0.0, 100.0)
     return heatmap(
         layer,

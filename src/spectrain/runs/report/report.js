@@ -224,7 +224,7 @@
     drawFrame() {
       const { width, height } = this, frame = this.svg.querySelector(".frame");
       const bottom = TOP + height + ROW * this.rugs.length, parts = [];
-      for (const [value, text] of ticks(...this.x, false, clamp(Math.floor(width / 70), 3, 8))) {
+      for (const [value, text] of ticks(...this.x, false, clamp(Math.floor(width / 55), 3, 8))) {
         const at = LEFT + this.px(value);
         parts.push(make("path", { class: "grid", d: `M${at},${TOP}V${bottom}` }));
         parts.push(make("text", { class: "middle", x: at, y: bottom + 16 }, text));

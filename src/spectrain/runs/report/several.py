@@ -11,7 +11,7 @@ from spectrain.runs.report.comparison import lines_of
 from spectrain.runs.report.exhibits import exhibits
 from spectrain.runs.report.lines import Line, curves, ends_of_spectra
 from spectrain.runs.report.page import Section, folded, grid, paragraph, table
-from spectrain.runs.report.run import asked, chapter, reproduce
+from spectrain.runs.report.run import asked, chapters, reproduce
 from spectrain.runs.report.run_summary import run_summary
 from spectrain.runs.scores import scores_from_json
 from spectrain.tasks.score import Score
@@ -33,7 +33,7 @@ def sections_of_several(directories: Sequence[Path]) -> tuple[str, list[Section]
         Section("curves", "Curves", figures or paragraph("Nothing recorded yet.")),
         Section("memory", "Memory", stacked(bars)),
         Section("spectra", "Spectra", grid([ends_of_spectra(lines)])),
-        Section("factors", "Factors", "".join(chapter(*run) for run in runs)),
+        Section("factors", "Factors", chapters(runs)),
         *exhibits(runs),
         Section(
             "asked",
