@@ -232,8 +232,8 @@ def report(
         "## Whole models as factors\n",
         "The pruned model in factored form over its dense form: bytes of the weights, processor time of "
         f"a forward pass on {BATCH} × {LENGTH} tokens (ratio of medians over {rounds} rounds in which both "
-        "run, in random order; ± is half the distance between the quartiles of the ratios), and the "
-        "largest difference of their logits over the largest logit.\n",
+        "run, in random order; ± is half the distance between the quartiles of the ratio round by round), "
+        "and the largest difference of their logits over the largest logit.\n",
         "| model | kept share | numbers of the layers | bytes | time | difference |",
         "|---" * 6 + "|",
         *model_rows(runs, given.out, rounds),

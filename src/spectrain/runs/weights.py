@@ -71,7 +71,7 @@ def open_weights(path: Path) -> Weights:
     if step is not None and (config := _run_config(run)) is not None:
         return _of_run(run, config, step)
     weights, ranks = _of_files(path, _files(path)), factored.ranks_of(path)
-    return _with_products(weights, ranks) if ranks else weights
+    return weights if ranks is None else _with_products(weights, ranks)
 
 
 def _with_products(weights: Weights, ranks: Mapping[str, int]) -> Weights:
