@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from spectrain.tasks.lm.models import evaluation_mode
+
+
+class Reply(NamedTuple):
+    """What a model responded."""
+
+    text: str
+    complete: bool  # False if it was cut off at the limit
 
 
 @torch.no_grad()
@@ -21,7 +28,7 @@ def respond(
     batch_size: int,
     max_new_tokens: int,
     dtype: torch.dtype = torch.float32,  # of autocast; float32: none
-) -> list[str]:
+) -> list[Reply]:
     """The most likely continuation of each prompt, token by token (greedy), with keys and values kept.
 
     Prompts of about equal length go together, filled up on the left. A response ends at the tokenizer's or
@@ -29,22 +36,23 @@ def respond(
     """
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found = [""] * len(prompts)
+    found = [Reply("", False)] * len(prompts)
     with evaluation_mode(model):
         for first in range(0, len(order), batch_size):
             own = order[first : first + batch_size]
             ids, mask = _filled([prompts[i] for i in own], pad)
-            limit = _room(model, ids.shape[1], max_new_tokens)
+            how = _greedy(model, tokenizer, pad, _room(model, ids.shape[1], max_new_tokens))
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 tokens = model.generate(  # type: ignore[operator]
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
-                    generation_config=_greedy(model, tokenizer, pad, limit),
+                    generation_config=how,
                 )
             new = tokens[:, ids.shape[1] :].cpu()
             texts = tokenizer.batch_decode(new, skip_special_tokens=True)
-            for i, text in zip(own, texts, strict=True):
-                found[i] = text
+            complete = torch.isin(new, torch.tensor(how.eos_token_id)).any(1).tolist()
+            for i, *reply in zip(own, texts, complete, strict=True):
+                found[i] = Reply(*reply)
     return found
 
 

@@ -24,7 +24,7 @@ from spectrain.tasks.finetune.loss import mean_loss, response_loss
 from spectrain.tasks.finetune.options import FinetuneOptions
 from spectrain.tasks.finetune.prompts import Wording
 from spectrain.tasks.finetune.records import divide, read_data
-from spectrain.tasks.finetune.responding import respond
+from spectrain.tasks.finetune.responding import Reply, respond
 from spectrain.tasks.finetune.saving import save_base_assets
 from spectrain.tasks.lm.evaluate import evaluate as evaluate_text
 from spectrain.tasks.lm.files import read_documents
@@ -219,7 +219,7 @@ class FineTuning:
         o = self.options
         rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
         own = self.parts[split][: o.generate][rank::size]
-        texts = respond(
+        replies = respond(
             model,
             self.base.tokenizer,
             [example.prompt for example in own],
@@ -228,7 +228,7 @@ class FineTuning:
             max_new_tokens=o.max_new_tokens,
             dtype=dtype,
         )
-        self._latest[split] = Responses(own, texts, dtype)
+        self._latest[split] = Responses(own, replies, dtype)
         right = sum(self._latest[split].right)
         sums = torch.tensor((right, len(own)), dtype=torch.float64)
         if processes is not None:
@@ -322,25 +322,25 @@ class Responses:
     """What a model responded to examples."""
 
     examples: Sequence[Example]
-    texts: Sequence[str]
+    replies: Sequence[Reply]
     dtype: torch.dtype  # of the arithmetic
 
     @property
     def right(self) -> list[bool]:
         """Whether a response's final number is that of the reference."""
-        pairs = zip(self.examples, self.texts, strict=True)
-        return [final_number(text) == final_number(example.reference) for example, text in pairs]
+        pairs = zip(self.examples, self.replies, strict=True)
+        return [final_number(*reply) == final_number(e.reference) for e, reply in pairs]
 
     def files(self) -> dict[str, bytes]:
         """responses.jsonl with all of them, and samples.json with some, evenly spread."""
-        found = list(zip(self.examples, self.texts, self.right, strict=True))
+        found = list(zip(self.examples, self.replies, self.right, strict=True))
         lines = [
-            {"where": e.where, "reference": e.reference, "response": text, "right": right}
-            for e, text, right in found
+            {"where": e.where, "reference": e.reference, **reply._asdict(), "right": right}
+            for e, reply, right in found
         ]
         rows = [
-            (e.reference, text, "yes" if right else "no")
-            for e, text, right in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
+            (e.reference, reply.text, "yes" if right else "no")
+            for e, reply, right in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
         ]
         samples = {"columns": ["reference", "response", "right"], "rows": rows}
         return {
