@@ -1,14 +1,20 @@
-"""Responses as the model gives them."""
+"""Responses as the model gives them, and which of them are right."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from spectrain.tasks.finetune.answers import final_number
+from spectrain.tasks.finetune.encoding import Example
 from spectrain.tasks.lm.models import evaluation_mode
+
+SAMPLES = 12  # responses in the report
 
 
 class Reply(NamedTuple):
@@ -54,6 +60,40 @@ def respond(
             for i, *reply in zip(own, texts, complete, strict=True):
                 found[i] = Reply(*reply)
     return found
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What a model responded to examples."""
+
+    examples: Sequence[Example]
+    replies: Sequence[Reply]
+    dtype: torch.dtype  # of the arithmetic
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether a response's final number is that of the reference."""
+        pairs = zip(self.examples, self.replies, strict=True)
+        return [final_number(*reply) == final_number(e.reference) for e, reply in pairs]
+
+    def files(self) -> dict[str, bytes]:
+        """responses.jsonl with all of them, and samples.json with some, evenly spread."""
+        found = list(zip(self.examples, self.replies, self.right, strict=True))
+        lines = [
+            {"where": e.where, "reference": e.reference, **reply._asdict(), "right": right}
+            for e, reply, right in found
+        ]
+        rows = [
+            (e.reference, reply.text, "yes" if right else "no")
+            for e, reply, right in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
+        ]
+        samples = {"columns": ["reference", "response", "right"], "rows": rows}
+        return {
+            "responses.jsonl": "".join(
+                f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines
+            ).encode(),
+            "samples.json": json.dumps(samples, ensure_ascii=False, indent=1).encode(),
+        }
 
 
 def _filled(prompts: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:

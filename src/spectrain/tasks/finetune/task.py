@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from spectrain.tasks.finetune.loss import mean_loss, response_loss
 from spectrain.tasks.finetune.options import FinetuneOptions
 from spectrain.tasks.finetune.prompts import Wording
 from spectrain.tasks.finetune.records import divide, read_data
-from spectrain.tasks.finetune.responding import Reply, respond
+from spectrain.tasks.finetune.responding import Responses, respond
 from spectrain.tasks.finetune.saving import save_base_assets
 from spectrain.tasks.lm.evaluate import evaluate as evaluate_text
 from spectrain.tasks.lm.files import read_documents
@@ -35,7 +34,6 @@ from spectrain.tasks.score import LOSS, Score
 EXACT_MATCH = Score("exact_match", "exact match", "points", True, 100.0, 1)
 OTHER_TEXT = Score("other_loss", "second text perplexity", "nats", digits=2, exponential=True)
 PROBE = 32  # tokens
-SAMPLES = 12  # responses in the report
 BEFORE = "before.json"  # what the model scored on test data before training
 
 
@@ -314,40 +312,6 @@ class FineTuning:
             "base_sha256": self.base.digest,
             "examples": {split: len(part) for split, part in self.parts.items()},
             "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class Responses:
-    """What a model responded to examples."""
-
-    examples: Sequence[Example]
-    replies: Sequence[Reply]
-    dtype: torch.dtype  # of the arithmetic
-
-    @property
-    def right(self) -> list[bool]:
-        """Whether a response's final number is that of the reference."""
-        pairs = zip(self.examples, self.replies, strict=True)
-        return [final_number(*reply) == final_number(e.reference) for e, reply in pairs]
-
-    def files(self) -> dict[str, bytes]:
-        """responses.jsonl with all of them, and samples.json with some, evenly spread."""
-        found = list(zip(self.examples, self.replies, self.right, strict=True))
-        lines = [
-            {"where": e.where, "reference": e.reference, **reply._asdict(), "right": right}
-            for e, reply, right in found
-        ]
-        rows = [
-            (e.reference, reply.text, "yes" if right else "no")
-            for e, reply, right in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
-        ]
-        samples = {"columns": ["reference", "response", "right"], "rows": rows}
-        return {
-            "responses.jsonl": "".join(
-                f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines
-            ).encode(),
-            "samples.json": json.dumps(samples, ensure_ascii=False, indent=1).encode(),
         }
 
 
