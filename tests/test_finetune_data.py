@@ -395,6 +395,8 @@ def test_final_numbers(text, number):
 def test_texts_without_a_final_number():
     assert final_number("none at all") is None
     assert final_number("3 apples #### none") is None
+    assert final_number("3 apples and", complete=False) is None
+    assert final_number("#### 3 and", complete=False) == 3
     assert ends_in_number("so\n#### 12")
     assert not ends_in_number("so 12")
     assert not ends_in_number("#### 12 and\n#### no")
