@@ -73,8 +73,9 @@ class APOLLO(Method):
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
-            rate, step = float(group["lr"]), layer.clipped()
-            if step is not None and rate > 0:
+            rate = float(group["lr"])
+            step = layer.clipped() if rate > 0 else None
+            if step is not None:
                 dim = layer.rank_dim if self.scaling == "channel" else None
                 step.mul_(scaling(whole(layer.R), layer.down(step), dim))
                 step = limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)

@@ -67,8 +67,8 @@ class Fira(GaLore):
     @torch.no_grad()
     def _move(self, layer: StoredBasis, rate: float, decay: float, awaited: bool) -> None:
         residual = None
-        gradient = layer.clipped()
-        if gradient is not None and rate > 0:
+        gradient = layer.clipped() if rate > 0 else None
+        if gradient is not None:
             residual = gradient.clone() if awaited else gradient
             rows, inside = whole(layer.rows()), layer.down(residual)
             factor = scaling(whole(layer.R), inside, layer.rank_dim)
