@@ -13,7 +13,6 @@ from spectrain.hyperbolic.linear import LorentzLinear
 from spectrain.hyperbolic.lorentz import centroid
 from spectrain.parametrizations.base import full_precision
 
-
 LEAST = 1e-12  # sum of attention weights that dropout has left
 
 
