@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from spectrain.runs.compare import Comparison, load_comparison
+from spectrain.runs.plots import plot_comparison
 from spectrain.runs.report import write_report
 from spectrain.runs.summary import summarise
 
@@ -173,6 +174,7 @@ def collect(runs: Path, names: list[str]) -> None:
     ]
     for name, comparison in done.items():
         lines.append(_how(name, comparison))
+        plot_comparison(comparison)
         write_report(comparison.directory)
         shutil.copy2(comparison.directory / "results.csv", RESULTS / f"{name}.csv")
     lines += ["", *(_warnings(name, comparison) for name, comparison in done.items())]

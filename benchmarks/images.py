@@ -22,6 +22,7 @@ from kept import give_back, keep
 from workers import Workers
 
 from spectrain.runs.compare import Comparison, load_comparison
+from spectrain.runs.plots import plot_comparison
 from spectrain.runs.report import write_report
 from spectrain.runs.summary import summarise
 from spectrain.tasks.image.options import ImageOptions
@@ -147,6 +148,7 @@ def collect(runs: Path) -> None:
             *(f"- {sentence}" for sentence in summarise(comparison).sentences),
             "",
         ]
+        plot_comparison(comparison)
         write_report(comparison.directory)
         shutil.copy2(comparison.directory / "results.csv", RESULTS / f"{name}.csv")
         picture = comparison.directory / "score_by_step.png"

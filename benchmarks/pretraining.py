@@ -17,6 +17,7 @@ from pathlib import Path
 from spectrain.cli.lm import compare_lm
 from spectrain.errors import SpectrainError
 from spectrain.runs.compare import load_comparison
+from spectrain.runs.plots import plot_comparison
 from spectrain.runs.report import write_report
 from spectrain.runs.summary import summarise
 
@@ -43,6 +44,7 @@ OPTIONS = (
 def collect(run: Path, name: str) -> None:
     """Copy what the comparison in `run` found so far to results/: table, rows, pictures."""
     comparison = load_comparison(run)
+    plot_comparison(comparison)
     write_report(run)
     summary = summarise(comparison)
     done, needed = len(comparison.results), len(comparison.progress.trials)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import SST, GaLore, LoRA, ReLoRA
+from spectrain import APOLLO, DCT, SST, Fira, GaLore, LoRA, ReLoRA
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
 from spectrain.parametrizations.dense import Dense
-from spectrain.parametrizations.projected import Projected
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
 
@@ -48,6 +48,10 @@ def _relora(**settings: object) -> ReLoRA:
 
 def _galore(**settings: object) -> GaLore:
     return GaLore(**{"rank": RANK, "refresh_every": 3} | settings)
+
+
+def _fira(**settings: object) -> Fira:
+    return Fira(**{"rank": RANK, "refresh_every": 3} | settings)
 
 
 VARIANTS: dict[str, Method] = {
@@ -82,6 +86,14 @@ VARIANTS: dict[str, Method] = {
     "galore-reset": _galore(moments="reset"),
     "galore-stagger": _galore(stagger=True, refresh_every=5),
     "galore-same-step": _galore(refresh="same_step"),
+    "fira-left": _fira(side="left"),
+    "fira-published": _fira(
+        projector="svd", moments="keep", refresh="same_step", residual="released"
+    ),
+    "fira-stagger": _fira(stagger=True, refresh_every=5),
+    "apollo-tensor": APOLLO(RANK, refresh_every=3, scaling="tensor"),
+    "dct-every-step": DCT(RANK),
+    "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 
 CASES: dict[str, Method] = {name: small(cls) for name, cls in registered().items()} | VARIANTS
@@ -107,9 +119,11 @@ COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], t
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
     Spectral: lambda layer, m, n, r: (r * (m + n) + min(m, n), (min(m, n) - r) * (m + n)),
     SpectralResidual: lambda layer, m, n, r: (r * (m + n) + r, m * n),
-    Projected: lambda layer, m, n, r: (
+    StoredBasis: lambda layer, m, n, r: (
         (r * n, m * n + r * m) if layer.side == "left" else (r * m, m * n + r * n)
     ),
+    SeededBasis: lambda layer, m, n, r: (r * max(m, n), m * n),
+    CosineBasis: lambda layer, m, n, r: (r * max(m, n), m * n * (1 + (layer.error is not None))),
 }
 
 

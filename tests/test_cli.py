@@ -84,6 +84,7 @@ def refused(result, said, code=2):
         ["compare"],
         ["compare", "lm"],
         ["merge"],
+        ["report"],
         ["methods"],
         ["demo"],
     ],
@@ -165,7 +166,7 @@ LM = ("train", "lm", *TINY, "--data", "prose.txt", "--out", "run")
             r"steps is 0; it must be a whole number, 1 or more",
         ),
         ([*LM, "--method", "stt"], r"no method called 'stt'; did you mean 'sst'\?"),
-        ([*LM, "--method", "qqq"], r"no method called 'qqq' \(known: full, galore"),
+        ([*LM, "--method", "qqq"], r"no method called 'qqq' \(known: .*full, lora"),
         ([*LM, "--method", "sst"], r"--method sst needs a value for --method.rank"),
         (
             [*LM, "--method", "full", "--method.rank", "3"],
@@ -201,6 +202,11 @@ LM = ("train", "lm", *TINY, "--data", "prose.txt", "--out", "run")
         (["merge", "prose.txt", "--out", "x"], r"prose.txt is no run of spectrain"),
         (["merge", "nowhere", "--out", "x"], r"nowhere is no run of spectrain"),
         (["merge", "nowhere"], r"Missing option '--out'"),
+        (["report"], r"Missing argument 'RUN\.\.\.'"),
+        (["report", "nowhere"], r"nowhere holds no run and no comparison: it has no config.json"),
+        (["report", "prose.txt"], r"prose.txt holds no run and no comparison"),
+        (["report", "x", "--out", "none/x.html"], r"--out none/x.html: give a file in a folder"),
+        (["report", "x", "--out", "prose.txt"], r"--out prose.txt: give a file that ends in .html"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_a_sentence(command, arguments, said):
@@ -263,6 +269,19 @@ def test_train_then_merge(command):
     assert out.startswith("merged: step 6, 12 tensors,")
     assert "Logits agree" in out
     refused(command("merge", "run", "--out", "merged"), "merged exists already")
+    Path("run/report.html").unlink()
+    code, out, err = command("report", "run")
+    assert (code, err) == (0, "")
+    assert out.startswith("run/report.html: 0.")
+    assert "Training with sst" in Path("run/report.html").read_text()
+    Path("other").mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        Path("other", name).write_bytes(Path("run", name).read_bytes())
+    assert command("report", "run", "other", "--out", "both.html")[0] == 0
+    assert "Compared: run, other" in Path("both.html").read_text()
+    refused(command("report", "run", "./run"), "the same directory is given twice")
+    Path("other/config.json").write_text("{")
+    refused(command("report", "run", "other"), r"other/config.json is damaged", 1)
 
 
 def test_a_comparison_from_end_to_end(command):

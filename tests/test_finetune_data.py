@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import pytest
 import torch
+from shared_data import shared_file
 from tiny_base import CHAT, causal, encoder, options, tokenizer, write_causal
 
 from spectrain.errors import UsageError
@@ -146,6 +147,7 @@ def test_the_chat_template_words_prompts():
         ({"question": " ", "answer": "a"}, {}, "the prompt is empty"),
         ({"answer": "a"}, {}, "has no field prompt or question or instruction.*--prompt-field"),
         ({"question": "a"}, {}, "has no field response.*--response-field"),
+        ({"text": "a", "label": 1}, {}, "has a label and no prompt: give --classify"),
         ({"question": "a", "answer": 3}, {}, "the field answer holds no text but int"),
         ({"question": "a", "answer": "\ud800"}, {}, "half a surrogate pair"),
         ({"question": "a"}, {"response_field": "x"}, "has no field x"),
@@ -393,6 +395,8 @@ def test_final_numbers(text, number):
 def test_texts_without_a_final_number():
     assert final_number("none at all") is None
     assert final_number("3 apples #### none") is None
+    assert final_number("3 apples and", complete=False) is None
+    assert final_number("#### 3 and", complete=False) == 3
     assert ends_in_number("so\n#### 12")
     assert not ends_in_number("so 12")
     assert not ends_in_number("#### 12 and\n#### no")
@@ -538,3 +542,27 @@ def test_the_hash_of_the_base_knows_its_weights(tmp_path):
 def test_settings_that_cannot_be(values, said):
     with pytest.raises(UsageError, match=said):
         options(**values)
+
+
+# --- real data, where they lie beside the checkout ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "labels"),
+    [
+        ("gsm8k", {"train": 7473, "test": 1319}, None),
+        ("sst2", {"train": 6920, "validation": 872, "test": 1821}, {"0", "1"}),
+        ("cola", {"train": 8551, "validation": 1043}, {"0", "1"}),
+        ("rte", {"train": 4167}, {"0", "1"}),
+        ("sentence_polarity", {"train": 10662}, {"0", "1"}),
+    ],
+)
+def test_known_sets_are_read_whole(name, counts, labels):
+    found = read_data(str(shared_file(name)))
+    assert {split: len(part) for split, part in found.parts.items()} == counts
+    for part in found.parts.values():
+        if labels is None:
+            assert all(ends_in_number(r.fields["answer"]) for r in part)
+        else:
+            assert {r.fields["label"] for r in part} == labels
+            assert all(r.fields["text"] for r in part)

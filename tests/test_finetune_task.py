@@ -11,7 +11,12 @@ from cases import every_default
 from tiny import final, rows, same
 from tiny_base import causal, encoder, options, run, write_causal
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+)
 
 from spectrain import SST, FullRank, GaLore, LoRA
 from spectrain.errors import RunError, UsageError
@@ -24,7 +29,7 @@ from spectrain.tasks.classify.scores import scores_of
 from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.batches import rows_of
 from spectrain.tasks.finetune.loss import mean_loss, response_loss
-from spectrain.tasks.finetune.responding import respond
+from spectrain.tasks.finetune.responding import Reply, respond
 from spectrain.tasks.finetune.task import FineTuning
 from spectrain.tasks.lm.evaluate import evaluate as evaluate_text
 from spectrain.tasks.lm.tokenizer import tokenize
@@ -109,6 +114,14 @@ def test_a_model_that_mixes_packed_examples_is_refused(monkeypatch):
         task.loss(model, task.micro_batches(0, 0)[0])
 
 
+def test_a_model_that_sees_what_it_is_to_predict_is_refused():
+    task = make_task()
+    config = BertConfig.from_pretrained(encoder(), vocab_size=320, max_position_embeddings=256)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UsageError, match="sees the tokens it is to predict"):
+        task.loss(model, task.micro_batches(0, 0)[0])
+
+
 def test_a_mean_over_batches_is_one_over_predictions():
     task = make_task()
     model, examples = task.build_model(), task.parts["validation"][:7]
@@ -157,16 +170,16 @@ def test_responses_together_are_those_of_one_by_one_without_a_cache(kind):
     together = respond(model, task.base.tokenizer, prompts, **how)
     ends = {task.base.tokenizer.eos_token_id, model.generation_config.eos_token_id}
     model.eval()
-    for prompt, text in zip(prompts, together, strict=True):
-        ids = prompt[None]
+    for prompt, reply in zip(prompts, together, strict=True):
+        ids, complete = prompt[None], False
         with torch.no_grad():
             for _ in range(12):
                 best = model(input_ids=ids, use_cache=False).logits[:, -1].argmax(1)
                 ids = torch.cat((ids, best[:, None]), 1)
-                if int(best) in ends:
+                if complete := int(best) in ends:
                     break
         new = ids[0, len(prompt) :]
-        assert task.base.tokenizer.decode(new, skip_special_tokens=True) == text
+        assert reply == (task.base.tokenizer.decode(new, skip_special_tokens=True), complete)
 
 
 def test_a_response_ends_where_positions_do(monkeypatch):
@@ -183,8 +196,9 @@ def test_a_response_ends_where_positions_do(monkeypatch):
 def test_exact_match_counts_right_numbers(monkeypatch):
     task = make_task(generate=5)
     answers = [e.reference for e in task.parts["test"][:5]]
-    said = [answers[0], "#### " + answers[1].split("#### ")[1] + ".", "12345678", "none", "#### -1"]
-    monkeypatch.setattr("spectrain.tasks.finetune.task.respond", lambda *a, **how: said)
+    said = [answers[0], "#### " + answers[1].split("#### ")[1] + ".", "12345678", "none"]
+    replies = [Reply(text, True) for text in said] + [Reply(answers[4].split("#### ")[1], False)]
+    monkeypatch.setattr("spectrain.tasks.finetune.task.respond", lambda *a, **how: replies)
     found = task.evaluate(task.build_model(), "test", thorough=True, dtype=torch.float32)
     assert found["exact_match"] == 0.4
     assert found["responses"] == 5

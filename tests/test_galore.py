@@ -9,7 +9,7 @@ import torch
 from cases import RANK
 from torch import nn
 from torch.nn import functional as F
-from toys import Training, batch, make_net, one_layer, same
+from toys import Training, batch, drift, make_net, one_layer, rows_of, same, steered
 
 import spectrain
 from spectrain import GaLore
@@ -20,42 +20,6 @@ T = 3
 def galore(**settings):
     published = {"projector": "svd", "moments": "keep"}
     return GaLore(**{"rank": RANK, "refresh_every": T} | published | settings)
-
-
-def rows_of(layer, matrix):
-    """`matrix` so that the basis acts on its left."""
-    return matrix if layer.side == "left" else matrix.mT
-
-
-def steered(method, shape, optimizer, gradients):
-    """One layer driven by G = C_t + W, exactly: W after every step, and the layer."""
-    m, n = shape
-    torch.manual_seed(5)
-    linear = nn.Linear(n, m, bias=False).double()
-    with torch.no_grad():
-        tall = torch.randn(max(m, n), min(m, n), dtype=torch.float64)
-        linear.weight.copy_(tall if m >= n else tall.mT)
-    model = nn.Sequential(linear)
-    if method is not None:
-        spectrain.apply(model, method, report=None)
-        own = optimizer(spectrain.param_groups(model, 0.05, weight_decay=0.1))
-        spectrain.attach(model, own)
-    else:
-        own = optimizer([{"params": model.parameters(), "lr": 0.05, "weight_decay": 0.1}])
-    path = []
-    for C in gradients:
-        W_transposed = model(torch.eye(n, dtype=torch.float64))
-        (0.5 * W_transposed.square().sum() + (W_transposed * C.mT).sum()).backward()
-        own.step()
-        own.zero_grad()
-        W = model[0].weight if method is None else model[0].dense()
-        path.append(W.detach().clone())
-    return path, model[0]
-
-
-def drift(shape, steps=8):
-    generator = torch.Generator().manual_seed(11)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
 
 
 @pytest.mark.parametrize(

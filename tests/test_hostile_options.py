@@ -185,6 +185,7 @@ def test_plan(stopped, arguments):
     "command line: other",
     arguments=st.one_of(
         lines("merge", command=cli.commands["merge"]),
+        lines("report", command=cli.commands["report"]),
         lines("methods", command=cli.commands["methods"]),
         st.lists(argument, min_size=1, max_size=3),
     ),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import json
+import re
 import shutil
 import warnings
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import hostile
 import pytest
@@ -14,9 +18,10 @@ from fake_trials import FakeTraining, plan, write_run
 from hostile import cases
 from hypothesis import strategies as st
 
-from spectrain.runs import report
-from spectrain.runs.compare import Arm, run_comparison
+from spectrain.runs.compare import Arm, load_comparison, run_comparison
+from spectrain.runs.plots import plot_comparison
 from spectrain.runs.report import write_report
+from spectrain.runs.run_plots import plot_run
 
 NAMES = (
     *(
@@ -36,18 +41,19 @@ name = st.one_of(
 ).map(lambda text: f"x{text}")  # what is empty is left out, and so is its place
 
 
+# Attributes that hold names; what would be wrong with them shows in the elements around.
+TEXTS = ("aria-label", "data-name", "alt")
+
+
 class Structure(HTMLParser):
-    """The elements of a page with their attributes, but for the bytes of its pictures."""
+    """The elements of a page with their attributes, but for names and the bytes of its pictures."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
         self.found = []
 
     def handle_starttag(self, tag, attrs):
-        attrs = [
-            (k, "picture" if str(v).startswith("data:image/png;base64,") else v) for k, v in attrs
-        ]
-        self.found.append((tag, attrs))
+        self.found.append((tag, [(name, masked(name, str(value))) for name, value in attrs]))
 
     def handle_endtag(self, tag):
         self.found.append(f"/{tag}")
@@ -63,6 +69,12 @@ class Structure(HTMLParser):
 
     def handle_pi(self, data):
         self.found.append("instruction")
+
+
+def masked(name, value):
+    if name in TEXTS:
+        return "text"
+    return "picture" if value.startswith("data:image/png;base64,") else value
 
 
 def structure(path):
@@ -81,6 +93,17 @@ def renamed(content, new):
     return next(new) if isinstance(content, str) else content
 
 
+def dynamics_with(layer, event):
+    """Rows of every kind in which layers, factors and events have hostile names."""
+    factors = {f"{event}{place}": 0.1 for place in range(2)}
+    look = {"gradient": factors, "update": factors, "drift": 1e-7, "saddle": True}
+    for step in (0, 100):
+        yield {"step": step, "layers": {layer: look}}
+        yield {"step": step, "spectra": {layer: [3, 2, 1]}}
+        yield {"step": step, "event": event, "layers": 1}
+        yield {"step": step, "sampled": {layer: "5"}, "of": {layer: 8}}
+
+
 FREE = {"model": "m", "notes": ["a", "b"], "model_config": {"k": "v"}, "none": None, "n": 3}
 
 
@@ -95,8 +118,10 @@ def run_with(folder, names, finished=True):
     (folder / "config.json").write_text(json.dumps(config))
     spectra = json.loads((folder / "spectra.json").read_text())
     values = {"initial": [3, 2, 1], "final": [4, 2, 1]}
-    (folder / "spectra.json").write_text(
-        json.dumps({next(new): values, next(new): values} | spectra)
+    few = {f"{next(new)}{place}": values for place in range(2)}
+    (folder / "spectra.json").write_text(json.dumps(few | spectra))
+    (folder / "dynamics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in dynamics_with(next(new), next(new)))
     )
     result = json.loads((folder / "result.json").read_text())
     sizes = {"peak": 9, "weights": 3, "gradients": 3, "optimizer": 3}
@@ -143,13 +168,7 @@ def comparison_with(folder, names):
 
 
 @pytest.fixture
-def unpainted(monkeypatch):
-    monkeypatch.setattr(report, "plot_run", lambda directory: [])
-    monkeypatch.setattr(report, "plot_comparison", lambda comparison: [])
-
-
-@pytest.fixture
-def plain(tmp_path, unpainted):
+def plain(tmp_path):
     """The structure of the same pages with harmless names, made once for all cases."""
     return (
         run_with(tmp_path / "plain run", ["x", "xy"]),
@@ -161,12 +180,12 @@ names = st.lists(name, min_size=1, max_size=6)
 
 
 @cases("pages of runs", names=names)
-def test_a_run_of_hostile_names(tmp_path, unpainted, plain, names):
+def test_a_run_of_hostile_names(tmp_path, plain, names):
     assert run_with(tmp_path / "run", names) == plain[0]
 
 
 @cases("pages of comparisons", names=names)
-def test_a_comparison_of_hostile_names(tmp_path, unpainted, plain, names):
+def test_a_comparison_of_hostile_names(tmp_path, plain, names):
     folder = tmp_path / "cmp"
     shutil.rmtree(folder, ignore_errors=True)
     assert comparison_with(folder, names) == plain[1]
@@ -176,22 +195,46 @@ def test_hostile_names_in_pictures(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # glyphs that no font has
         hostile_names = [f"x{text}" for text in NAMES]
-        assert run_with(tmp_path / "a", hostile_names) == run_with(tmp_path / "b", ["x", "xy"])
-        found = comparison_with(tmp_path / "c", hostile_names)
-        assert found == comparison_with(tmp_path / "d", ["x", "xy"])
-    assert sum(tag == "img" for tag, *_ in found) == 4
+        run_with(tmp_path / "a", hostile_names)
+        assert [path.name for path in plot_run(tmp_path / "a")] == ["loss.png", "spectra.png"]
+        comparison_with(tmp_path / "b", hostile_names)
+        assert len(plot_comparison(load_comparison(tmp_path / "b"))) == 4
 
 
 @pytest.mark.parametrize("folder", ["<b>", "x' onload='y", '"><script>', "a&amp;b"])
-def test_a_hostile_folder(tmp_path, unpainted, folder):
+def test_a_hostile_folder(tmp_path, folder):
     found = run_with(tmp_path / folder, ["x", "xy"])
     assert found == run_with(tmp_path / "plain", ["x", "xy"])
 
 
-def test_the_page_fetches_and_runs_nothing(tmp_path):
-    allowed = {"html", "lang", "charset", "name", "content", "class", "tabindex", "alt", "src"}
-    for tag, attributes in filter(lambda e: isinstance(e, tuple), comparison_with(tmp_path, ["x"])):
-        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form", "a")
+def test_the_page_fetches_nothing_and_runs_our_script_alone(tmp_path):
+    new = itertools.cycle([f"x{text}" for text in NAMES])
+    found = [*run_with(tmp_path / "run", new), *comparison_with(tmp_path / "cmp", new)]
+    elements = [element for element in found if isinstance(element, tuple)]
+    for tag, attributes in elements:
+        assert tag not in (
+            "link",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "form",
+            "use",
+            "foreignobject",
+        )
         for key, value in attributes:
-            assert key in allowed
-            assert key != "src" or value == "picture"
+            assert not key.startswith("on")
+            if key in ("src", "href", "xlink:href"):
+                assert value == "picture" or re.fullmatch("#[a-z]+", value)
+            if key == "style":
+                assert re.fullmatch(r"width:[0-9.]+%", value)
+    assert [attributes for tag, attributes in elements if tag == "script"] == [[], []]
+    policies = [
+        dict(a)["content"]
+        for tag, a in elements
+        if ("name", "viewport") not in a and tag == "meta" and "content" in dict(a)
+    ]
+    script = files("spectrain.runs.report").joinpath("report.js").read_bytes()
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert all("default-src 'none'" in p and f"script-src 'sha256-{digest}'" in p for p in policies)
+    assert len(policies) == 2

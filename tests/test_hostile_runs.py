@@ -9,22 +9,26 @@ import warnings
 
 import hostile
 import pytest
+from fake_dynamics import write_dynamics
 from fake_trials import FakeTraining, plan, write_run
 from hostile import as_bytes, cases, in_a_sentence, place_anything
 from hypothesis import strategies as st
 from rich.console import Console
 
 from spectrain.errors import RunError
-from spectrain.runs import report
 from spectrain.runs.compare import load_comparison, run_comparison
 from spectrain.runs.curves import column, mean_curve, read_curve
 from spectrain.runs.files import read_rows
 from spectrain.runs.records import PLAN, SPECTRA, read_config, read_record, read_result
 from spectrain.runs.report import write_report
+from spectrain.runs.run_plots import plot_run
 from spectrain.runs.terminal import render
 from spectrain.runs.trials import Arm, Plan, planned
 
-FILES = ("config.json", "result.json", "spectra.json", "metrics.jsonl", "timing.jsonl")
+FILES = (
+    *("config.json", "result.json", "spectra.json"),
+    *("metrics.jsonl", "timing.jsonl", "dynamics.jsonl"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,7 @@ def original(tmp_path_factory):
     """A finished run and a finished comparison with plausible numbers."""
     folder = tmp_path_factory.mktemp("original")
     write_run(folder / "run", "sst", 4e-3, 4e-3, 0, final=3.2)
+    write_dynamics(folder / "run")
     result = json.loads((folder / "run" / "result.json").read_text())
     sizes = {"peak": 9, "weights": 3, "gradients": 3, "optimizer": 3}
     result["memory"] = {
@@ -74,7 +79,7 @@ def _valid(original):
 def damaged(name):
     """The bytes of the file, damaged somehow."""
     if name.endswith("l"):
-        rows = st.lists(place_anything(content(name).map(lambda rows: rows[0])), max_size=5)
+        rows = st.lists(place_anything(content(name).flatmap(st.sampled_from)), max_size=5)
         lines = rows.map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode())
         return st.one_of(lines, lines, as_bytes(content(name)))
     return as_bytes(place_anything(content(name)))
@@ -172,20 +177,13 @@ def report_of(folder, page):
     assert all(page in path.parents or path == page for path in changed)
 
 
-@pytest.fixture
-def unpainted(monkeypatch):
-    """Pictures are neither drawn nor shown: they take most of the time, and have a test of their own."""
-    monkeypatch.setattr(report, "plot_run", lambda directory: [])
-    monkeypatch.setattr(report, "plot_comparison", lambda comparison: [])
-
-
 def some_files(names):
     pairs = st.sampled_from(names).flatmap(named)
     return st.lists(pairs, min_size=1, max_size=2).map(dict)
 
 
 @cases("report of a run", files=some_files(FILES))
-def test_reports_of_damaged_runs(tmp_path, original, unpainted, files):
+def test_reports_of_damaged_runs(tmp_path, original, files):
     _spoilt(original / "run", tmp_path / "work", files)
     report_of(tmp_path, tmp_path / "work")
 
@@ -215,7 +213,7 @@ def _spoil_comparison(original, work, files):
 
 
 @cases("report of a comparison", files=comparison_files)
-def test_reports_of_damaged_comparisons(tmp_path, original, unpainted, files):
+def test_reports_of_damaged_comparisons(tmp_path, original, files):
     _spoil_comparison(original, tmp_path / "work", files)
     report_of(tmp_path, tmp_path / "work")
     with in_a_sentence(), open("/dev/null", "w") as nowhere:
@@ -227,7 +225,8 @@ def test_pictures(tmp_path, original, files):
     _spoilt(original / "run", tmp_path / "work", files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that no font has
-        report_of(tmp_path, tmp_path / "work")
+        with in_a_sentence():
+            plot_run(tmp_path / "work")
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False) | hostile.whole

@@ -13,6 +13,7 @@ from tiny import run
 import spectrain
 from spectrain import SST
 from spectrain.runs.report import write_report
+from spectrain.runs.run_plots import plot_run
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = Path(spectrain.__file__).parent
@@ -115,6 +116,7 @@ def header(raw):
 def test_no_file_of_a_run_is_a_pickle(tmp_path):
     folder = tmp_path / "run"
     run(folder, SST(4, resample_every=3), checkpoint_every=6, steps=8)
+    plot_run(folder)
     write_report(folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} >= {".json", ".jsonl", ".safetensors", ".html", ".png"}

@@ -17,7 +17,7 @@ ROOT = Path(spectrain.__file__).parent
 FLOORS = (
     {"errors", "papers"},
     {"settings", "abstract", "linalg", "sharding"},
-    {"parametrizations", "initializers", "sampling"},
+    {"parametrizations", "initializers", "sampling", "scaling"},
     {"method", "moments", "surgery", "checks", "distributed", "layerwise", "attachment"}
     | {"groups", "optimizers"},
     {"methods"},

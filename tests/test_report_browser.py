@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import browser
 import pytest
 from fake_dynamics import LAYERS, drawn, singular, write_dynamics
@@ -37,6 +39,8 @@ DRIVE = """async (page, later) => {
   const key = (name, more) => svg.dispatchEvent(new page.KeyboardEvent("keydown", { key: name, ...more }));
   const button = (text) => [...chart.querySelectorAll(".tools button")]
     .find((b) => b.textContent === text).click();
+  seen.ticks = [...document.querySelectorAll("figure.chart")].map((f) =>
+    [...f.querySelectorAll(".frame text.end")].map((t) => t.textContent));
   seen.texts = [...svg.querySelectorAll("text")].map((t) => t.getBoundingClientRect().height);
   send("pointermove", 0.5, 0.5);
   seen.hover = told();
@@ -86,7 +90,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     write_run(root / "sst", "sst", 4e-3, 4e-3, 0, final=3.2)
     write_dynamics(root / "sst")
-    write_report([root / "sst"], root / "run.html")
+    write_report(root / "sst", out=root / "run.html")
 
     def train(trial, directory):
         result = FakeTraining()(trial, directory)
@@ -94,7 +98,7 @@ def folder(tmp_path_factory):
         return result
 
     run_comparison(plan(), train, root / "cmp", options={}, say=lambda text: None, command="x")
-    write_report([root / "cmp"], root / "comparison.html")
+    write_report(root / "cmp", out=root / "comparison.html")
     return root
 
 
@@ -148,6 +152,18 @@ def test_zooming_narrows_the_axes(found):
     assert max(map(float, seen["all"])) >= 6  # the steep beginning
 
 
+def test_both_drawings_have_the_same_ticks(found, folder):
+    """Those of y, which do not depend on the width; the script's are shown once it is live."""
+    for page in ("run", "comparison"):
+        charts = (folder / f"{page}.html").read_text().split('<figure class="chart"')[1:]
+        frames = [chart.split('<svg class="plot"')[0] for chart in charts]
+        still = [re.findall(r'class="end">([^<]*)<', frame) for frame in frames]
+        shown = [
+            (a, b) for a, b in zip(still, found[page, 1280]["seen"]["ticks"], strict=True) if a != b
+        ]
+        assert shown == []
+
+
 def test_the_legend_of_a_comparison_tells_every_method(found):
     for width in (1280, 390):
         assert all("validation" in told for told in found["comparison", width]["seen"]["hover"][1:])
@@ -167,7 +183,7 @@ def test_maps_tell_singular_values_and_draws(found):
     draws = [m for m in maps if m[0] == "draws"]
     # The last column but the one of the end, where nothing trains on: from step 360.
     assert [m[1] for m in draws] == list(LAYERS[:2])
-    assert draws[0][2].startswith("from step 360, vector 0: ")
+    assert draws[0][2].startswith("from step 360, vector 1: ")
     assert draws[0][2].endswith("trains") == (0 in drawn(360))
 
 

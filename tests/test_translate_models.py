@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 import spectrain
 from spectrain.errors import UsageError
-from spectrain.hyperbolic.lorentz import TOLERANCE, inner
+from spectrain.hyperbolic import RiemannianAdam
+from spectrain.hyperbolic.lorentz import TOLERANCE, distance, inner
 from spectrain.surgery import parametrized
 from spectrain.tasks.translate import euclidean
 from spectrain.tasks.translate.decoding import search, translate
@@ -136,6 +137,21 @@ def test_hyperbolic_states_stay_on_the_manifold():
     for block in model.encoder:
         x = block(x, (source != PAD)[:, None, None])
         assert ((inner(x, x) + 1 / 0.7).abs() / x[..., 0].square()).max() < TOLERANCE
+
+
+def test_hyperbolic_networks_begin_undecided_and_their_points_move_as_vectors_do():
+    model = network("hyperbolic", words=500, dim=64, heads=4)
+    source, target = pairs(words=500)
+    assert token_loss(model, source, target).item() == pytest.approx(math.log(500), abs=0.3)
+    points = model.head.points
+    assert points is model.source.table.weight
+    start = points.detach().clone()
+    optimizer = RiemannianAdam([points], lr=1e-3)
+    token_loss(model, source, target).backward()
+    optimizer.step()
+    moved = distance(start, points.detach(), -0.7)
+    # Each of an ordinary table's numbers moves by the rate in Adam's first step.
+    torch.testing.assert_close(moved, torch.full_like(moved, 8e-3), rtol=1e-3, atol=0.0)
 
 
 @every_kind

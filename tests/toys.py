@@ -167,3 +167,89 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def rows_of(layer: Any, matrix: Tensor) -> Tensor:
+    """`matrix` so that the basis acts on its left."""
+    return matrix if layer.side == "left" else matrix.mT
+
+
+def steered(
+    method: Method | None,
+    shape: tuple[int, int],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    gradients: Iterable[Tensor],  # C_t
+    *,
+    decay: float = 0.1,
+    rate: Callable[[int], float] = lambda t: 0.05,  # of step t = 1, 2, …
+    clip: float = 0.0,
+    watch: Callable[[Any], None] = lambda layer: None,  # called with the layer before every step
+) -> tuple[list[Tensor], Any]:
+    """One layer driven by G = C_t + W, exactly: W after every step, and the layer."""
+    m, n = shape
+    torch.manual_seed(5)
+    linear = nn.Linear(n, m, bias=False).double()
+    with torch.no_grad():
+        tall = torch.randn(max(m, n), min(m, n), dtype=torch.float64)
+        linear.weight.copy_(tall if m >= n else tall.mT)
+    model = nn.Sequential(linear)
+    if method is not None:
+        spectrain.apply(model, method, report=None)
+        own = optimizer(spectrain.param_groups(model, 0.05, weight_decay=decay))
+        spectrain.attach(model, own)
+    else:
+        own = optimizer([{"params": model.parameters(), "lr": 0.05, "weight_decay": decay}])
+    path: list[Tensor] = []
+    for t, C in enumerate(gradients, 1):
+        watch(model[0])
+        W_transposed = model(torch.eye(n, dtype=torch.float64))
+        (0.5 * W_transposed.square().sum() + (W_transposed * C.mT).sum()).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        for group in own.param_groups:
+            group["lr"] = rate(t)
+        own.step()
+        own.zero_grad()
+        W = model[0].weight if method is None else model[0].dense()
+        path.append(W.detach().clone())
+    return path, model[0]
+
+
+def start_of(shape: tuple[int, int]) -> Tensor:
+    """W before the first step of `steered`."""
+    return steered(None, shape, torch.optim.SGD, [torch.zeros(shape)], rate=lambda t: 0.0)[0][0]
+
+
+def drift(shape: tuple[int, int], steps: int = 8) -> list[Tensor]:
+    """C_t for `steered`."""
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+class UncorrectedAdam(torch.optim.Optimizer):
+    """Adam as in released packages of this field: no bias correction, ε beside √V.
+
+    `correction` is what they multiply the rate by instead.
+    """
+
+    betas, eps = (0.9, 0.999), 1e-6
+
+    def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 1e-3})
+
+    @classmethod
+    def correction(cls, t: int) -> float:
+        first, second = (1 - beta**t for beta in cls.betas)
+        return float(second**0.5 / first)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state |= {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq")}
+                m, v = state["exp_avg"], state["exp_avg_sq"]
+                m.lerp_(p.grad, 1 - self.betas[0])
+                v.lerp_(p.grad.square(), 1 - self.betas[1])
+                p.addcdiv_(m, v.sqrt().add_(self.eps), value=-group["lr"])

@@ -9,6 +9,9 @@ from spectrain.groups import param_groups
 from spectrain.layerwise import LayerWise
 from spectrain.memory.plan import plan
 from spectrain.method import methods
+from spectrain.methods.apollo import APOLLO, APOLLOMini
+from spectrain.methods.dct import DCT
+from spectrain.methods.fira import Fira
 from spectrain.methods.full import FullRank
 from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
@@ -17,7 +20,11 @@ from spectrain.methods.sst import SST
 from spectrain.surgery import apply, merge
 
 __all__ = [
+    "APOLLO",
+    "DCT",
     "SST",
+    "APOLLOMini",
+    "Fira",
     "FullRank",
     "GaLore",
     "LayerWise",

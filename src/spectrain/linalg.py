@@ -177,6 +177,17 @@ def random_basis(rank: int, size: int, generator: torch.Generator, *, like: Tens
     return q.mT.contiguous()
 
 
+def cosine_basis(size: int, *, like: Tensor) -> Tensor:  # (size, size), orthonormal rows
+    """The orthonormal DCT-II: row k is c_k cos(π(2j + 1)k / 2N), c₀ = √(1/N), all other c = √(2/N).
+
+    Computed in float64 on the CPU: the same on every device, in any dtype.
+    """
+    j = torch.arange(size, dtype=torch.float64, device="cpu")
+    rows = torch.cos(math.pi / (2 * size) * torch.outer(j, 2 * j + 1)) * math.sqrt(2 / size)
+    rows[0] *= math.sqrt(0.5)
+    return rows.to(like)
+
+
 def gaussian(shape: tuple[int, ...], generator: torch.Generator, *, like: Tensor) -> Tensor:
     """Standard normal numbers drawn on the CPU in float32: the same on every device, in any dtype."""
     return torch.randn(shape, generator=generator, dtype=torch.float32).to(like)

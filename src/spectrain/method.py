@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
 from torch import nn
 
 from spectrain.errors import UsageError
@@ -169,15 +168,6 @@ class Method:
 def ramp(position: int, length: int) -> float:
     """Linear warm-up: 1/length in the first step, 1 from step `length` on."""
     return min(1.0, (position + 1) / length) if length else 1.0
-
-
-def event_generator(layer: Parametrization, clock: int) -> torch.Generator:
-    """The random numbers of `layer`'s event at `clock`: a function of its seed and the clock alone.
-
-    Nothing else needs saving for an exact resume, and every process draws the same.
-    """
-    mixed = (int(layer.seed) ^ (clock * 0x9E3779B97F4A7C15)) & 0x7FFF_FFFF_FFFF_FFFF
-    return torch.Generator().manual_seed(mixed)
 
 
 _REGISTRY: dict[str, type[Method]] = {}

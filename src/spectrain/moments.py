@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from spectrain.errors import UsageError
-from spectrain.sharding import is_sharded, whole, write_back
+from spectrain.sharding import is_sharded, replicated, whole, write_back
 
 # The values that optimizers begin with, by the name of the state; anything else is refused. The last
 # four are bitsandbytes': codes of 8 bits and a scale for each block of them, all zero at the start; where
@@ -134,9 +134,9 @@ class Moments:
     def clear(self, parameter: Tensor, index: Tensor | None = None, dim: int = 0) -> None:
         """Back to the state before the first step: moments and step counter.
 
-        With `index`, only the moments of those rows (dim=0) or columns (dim=1), as where single
-        vectors are exchanged; the step counter, which a tensor has but one of, stays, and so does the
-        part of Adafactor's second moment that belongs to the other dimension.
+        With `index`, numbers or a mask, only the moments of those rows (dim=0) or columns (dim=1), as
+        where single vectors are exchanged; the step counter, which a tensor has but one of, stays, and
+        so does the part of Adafactor's second moment that belongs to the other dimension.
         """
         self.require_editable(parameter)
         state = self.state(parameter)
@@ -147,7 +147,8 @@ class Moments:
                 continue
             if index is not None:
                 if isinstance(value, Tensor) and _has_entries(value, parameter, dim):
-                    value.index_fill_(dim, index.to(value.device), _zero(state, name))
+                    mask = replicated(_mask(index.to(value.device), value, dim), value)
+                    value.masked_fill_(mask, _zero(state, name))
             elif isinstance(value, Tensor):
                 value.fill_(start[name])
             elif value is not None:
@@ -252,6 +253,15 @@ def _name(name: str, value: Any) -> str:
 def _has_entries(value: Tensor, parameter: Tensor, dim: int) -> bool:
     """True if `value` has numbers for each row (dim=0) or column (dim=1) of the parameter."""
     return value.ndim == parameter.ndim and value.shape[dim] == parameter.shape[dim]
+
+
+def _mask(index: Tensor, value: Tensor, dim: int) -> Tensor:
+    """The rows (dim=0) or columns (dim=1) of `value` as a mask that broadcasts over the others."""
+    mask = index
+    if index.dtype != torch.bool:
+        mask = torch.zeros(value.shape[dim], dtype=torch.bool, device=index.device)
+        mask[index] = True
+    return mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
 
 
 def _is_coded(value: Tensor) -> bool:

@@ -79,3 +79,29 @@ GALORE = Paper(
     arxiv="2403.03507",
     venue="International Conference on Machine Learning",
 )
+FIRA = Paper(
+    key="chen2024fira",
+    title="Fira: Can We Achieve Full-rank Training of LLMs Under Low-rank Constraint?",
+    authors="Chen, Xi and Feng, Kaituo and Li, Changsheng and Lai, Xunhao and Yue, Xiangyu and "
+    "Yuan, Ye and Wang, Guoren",
+    year=2024,
+    arxiv="2410.01623",
+)
+APOLLO = Paper(
+    key="zhu2025apollo",
+    title="APOLLO: SGD-like Memory, AdamW-level Performance",
+    authors="Zhu, Hanqing and Zhang, Zhenyu and Cong, Wenyan and Liu, Xi and Park, Sem and "
+    "Chandra, Vikas and Long, Bo and Pan, David Z. and Wang, Zhangyang and Lee, Jinwon",
+    year=2025,
+    arxiv="2412.05270",
+    venue="Conference on Machine Learning and Systems",
+)
+DCT_ADAMW = Paper(
+    key="modoranu2025fft",
+    title="FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language "
+    "Models",
+    authors="Modoranu, Ionut-Vlad and Safaryan, Mher and Schultheis, Erik and Ryabinin, Max and "
+    "Chumachenko, Artem and Alistarh, Dan",
+    year=2025,
+    arxiv="2505.17967",
+)

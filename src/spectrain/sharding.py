@@ -21,15 +21,21 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
-def replicated(tensor: Tensor) -> Tensor:
-    """A sharded tensor with all of it on every process, still a DTensor; another one as it is."""
-    if not is_sharded(tensor):
-        return tensor
-    from torch.distributed.tensor import Replicate
+def replicated(tensor: Tensor, like: Tensor) -> Tensor:
+    """All of `tensor` on every process, as a DTensor if `like` is one; otherwise as it is.
 
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    whole: Tensor = tensor.redistribute(mesh, [Replicate()] * mesh.ndim)  # type: ignore[attr-defined]
-    return whole
+    It is a sharded tensor, or an ordinary one that every process has.
+    """
+    if not is_sharded(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = like.device_mesh  # type: ignore[attr-defined]
+    everywhere = [Replicate()] * mesh.ndim
+    if not is_sharded(tensor):
+        return DTensor.from_local(tensor.to(like.device), mesh, everywhere, run_check=False)
+    spread: Tensor = tensor.redistribute(mesh, everywhere)  # type: ignore[attr-defined]
+    return spread
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -42,12 +48,9 @@ def divided(full: Tensor, like: Tensor) -> Tensor:
     """`full`, which every process has, sharded as `like` is; as it is where `like` is not sharded."""
     if not is_sharded(like):
         return full
-    from torch.distributed.tensor import DTensor, Replicate
-
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
-    own = full.to(like.device)
-    everywhere = DTensor.from_local(own, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(mesh, placements)
+    part: Tensor = replicated(full, like).redistribute(mesh, placements)  # type: ignore[attr-defined]
+    return part
 
 
 def write_back(full: Tensor, tensor: Tensor) -> None:

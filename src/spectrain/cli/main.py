@@ -44,7 +44,7 @@ def cli() -> None:
     spectrain train translate --method sst --method.rank 16 --out runs/numbers
     spectrain translate runs/numbers < text.de          use what was trained
     spectrain train image --method sst --method.rank 8 --out runs/digits
-    spectrain train finetune --model smol --data gsm8k --method lora --method.rank 8 --out runs/d
+    spectrain train finetune --model smollm2/ --method lora --method.rank 16 --out runs/problems
     spectrain report runs/a                             a page of it, at any time
     spectrain plan --model llama-1b --methods full,sst --memory 24GiB
     spectrain merge runs/a --out merged                 an ordinary transformers checkpoint

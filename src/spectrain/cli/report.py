@@ -32,5 +32,5 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
         raise UsageError(f"--out {out}: give a file that ends in .html")
     from spectrain.runs.report import write_report
 
-    path = write_report(runs, out)
+    path = write_report(*runs, out=out)
     click.echo(f"{path}: {path.stat().st_size / 2**20:.2f} MiB")

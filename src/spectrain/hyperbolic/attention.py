@@ -13,6 +13,8 @@ from spectrain.hyperbolic.linear import LorentzLinear
 from spectrain.hyperbolic.lorentz import centroid
 from spectrain.parametrizations.base import full_precision
 
+LEAST = 1e-12  # sum of attention weights that dropout has left
+
 
 class LorentzAttention(nn.Module):
     """Multi-head attention: weights softmax(−d²(q, k)/c), values averaged by their centroid.
@@ -32,11 +34,10 @@ class LorentzAttention(nn.Module):
         curvature: float = -1.0,
         dropout: float = 0.0,
         scale: float = 10.0,
-        spread: float | None = None,
     ) -> None:
         """dropout: of the attention weights; the others are then made to sum to 1.
 
-        scale, spread: as in `LorentzLinear`.
+        scale: as in `LorentzLinear`.
 
         Raises UsageError if the heads do not divide `features` into two coordinates or more each.
         """
@@ -49,8 +50,9 @@ class LorentzAttention(nn.Module):
         self.curvature, self.heads, self.dropout = curvature, heads, dropout
 
         def linear(heads: int = 1, times: slice | int = 0) -> LorentzLinear:
-            how = {"curvature": curvature, "scale": scale, "spread": spread}
-            return LorentzLinear(features, features, heads=heads, times=times, **how)  # type: ignore[arg-type]
+            return LorentzLinear(
+                features, features, heads=heads, times=times, curvature=curvature, scale=scale
+            )
 
         self.query, self.key, self.value = linear(heads), linear(heads), linear(heads)
         self.output = linear(times=slice(None, None, features // heads))
@@ -95,8 +97,11 @@ class LorentzAttention(nn.Module):
                 q, keys, values, mask, dropout, is_causal=causal, scale=1.0
             )
             if dropout:
-                z, total = z[..., :-1], z[..., -1:]
-                z = z / torch.where(total > 0, total, 1.0)  # where nothing is left: the origin
+                # A centroid does not change with the length of z, so no gradient comes to the sum.
+                z, total = z[..., :-1], z[..., -1:].detach()
+                # Where next to nothing is left, all large weights dropped: the origin. The rest may be as
+                # small as float32 can tell, and has no direction that a gradient could be taken of.
+                z = z / torch.where(total > LEAST, total, 1.0)
             together = centroid(z, self.curvature).transpose(-3, -2).flatten(-2)
         merged: Tensor = self.output(together, residual)
         return merged

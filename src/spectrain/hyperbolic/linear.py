@@ -43,9 +43,8 @@ class LorentzLinear(nn.Module):
         heads: int = 1,
         times: slice | int = 0,
         scale: float = 10.0,
-        spread: float | None = None,
     ) -> None:
-        """scale: eᶜ at the start. spread: weights begin uniform in ±spread; default 1/√out_features.
+        """scale: eᶜ at the start. Weights begin uniform in ±1/√out_features.
 
         Raises UsageError if the heads do not divide out_features into two coordinates or more each.
         """
@@ -61,9 +60,9 @@ class LorentzLinear(nn.Module):
         self.dropout = dropout
         self.dense = nn.Linear(in_features, out_features, bias)
         self.scale = nn.Parameter(torch.tensor(math.log(scale)))
-        spread = 1 / math.sqrt(out_features) if spread is None else spread
+        bound = 1 / math.sqrt(out_features)
         with torch.no_grad():
-            self.dense.weight.uniform_(-spread, spread)
+            self.dense.weight.uniform_(-bound, bound)
             self.dense.weight[:, times] = 0
             if bias:
                 self.dense.bias.zero_()

@@ -62,7 +62,9 @@ def fullest(method: Method, layers: Sequence[Parametrization], first: int, perio
 
 
 def _keeps(layer: Parametrization) -> bool:
-    return any(isinstance(value, Tensor) for value in vars(layer).values())
+    """True if it holds tensors beside its state that it does not hold in every step."""
+    own = (value for name, value in vars(layer).items() if name not in layer.resident)
+    return any(isinstance(value, Tensor) for value in own)
 
 
 def _numbers(layers: Iterable[Parametrization]) -> int:

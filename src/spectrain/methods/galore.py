@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from spectrain.abstract import is_abstract
 from spectrain.errors import SpectrainWarning
 from spectrain.linalg import leading_basis, random_basis, randomized_svd, subspace_step
-from spectrain.method import Card, Event, Method, event_generator, register
+from spectrain.method import Card, Event, Method, register
 from spectrain.moments import Moments
 from spectrain.papers import GALORE
-from spectrain.parametrizations.base import Parametrization
-from spectrain.parametrizations.projected import Projected
+from spectrain.parametrizations.base import Parametrization, event_generator
+from spectrain.parametrizations.bases import StoredBasis
 from spectrain.settings import option
 
-Layers = Sequence[Projected]
+Layers = Sequence[StoredBasis]
 
 
 @register
@@ -75,25 +75,22 @@ class GaLore(Method):
         help="spread the layers' refreshes, but for the first, over the period",
     )
 
-    def parametrize(self, linear: nn.Module) -> Projected:
-        layer = Projected(linear, self, rank=self.rank, side=self.side)
-        start = random_basis(
-            self.rank, layer.basis.shape[1], layer.initial_generator(), like=layer.basis
-        )
+    def parametrize(self, linear: nn.Module) -> StoredBasis:
+        layer = StoredBasis(linear, self, rank=self.rank, side=self.side)
+        start = random_basis(self.rank, layer.length, layer.initial_generator(), like=layer.basis)
         layer.basis.data.copy_(start)
         return layer
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
         for layer in cast(Layers, layers):
-            if self._wants_refresh(layer, clock):
-                layer.gather()
+            layer.gather(self._wants_refresh(layer, clock))
 
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
         if self.refresh == "same_step":
             for layer in cast(Layers, layers):
-                gradient = layer.gathered
+                gradient = layer.gathered if self._wants_refresh(layer, clock) else None
                 if gradient is not None and layer.R.grad is not None:
                     layer.require_untouched_gradient()
                     if self._refresh(layer, gradient, moments, clock):
@@ -102,7 +99,15 @@ class GaLore(Method):
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
-            layer.fold(self.scale, decay=group["lr"] * group.get("weight_decay", 0.0))
+            rate = group["lr"]
+            awaited = self.refresh == "next_step" and self._wants_refresh(layer, clock)
+            self._move(layer, rate, rate * group.get("weight_decay", 0.0), awaited)
+            if not awaited:
+                layer.discard()
+
+    def _move(self, layer: StoredBasis, rate: float, decay: float, awaited: bool) -> None:
+        """Take the update R into W; `awaited`: the dense gradient is needed after that."""
+        layer.fold(self.scale, decay)
 
     def events(self) -> tuple[Event, ...]:
         if self.refresh == "same_step":  # it comes before the update
@@ -113,7 +118,7 @@ class GaLore(Method):
                 lambda layer: self.refresh_every,
                 self._refresh_all,
                 offset=lambda layer: self._offset(layer) + 1,
-                waits=lambda layer: cast(Projected, layer).probe is not None,
+                waits=lambda layer: cast(StoredBasis, layer).gathered is not None,
                 of_gradient=True,
             ),
         )
@@ -122,11 +127,12 @@ class GaLore(Method):
         for layer in cast(Layers, layers):
             if layer.gathered is not None:
                 self._refresh(layer, layer.gathered, moments, clock - 1)
+                layer.discard()
 
     def _offset(self, layer: Parametrization) -> int:
         return layer.index * self.refresh_every // layer.peers if self.stagger else 0
 
-    def _wants_refresh(self, layer: Projected, clock: int) -> bool:
+    def _wants_refresh(self, layer: StoredBasis, clock: int) -> bool:
         """True from a scheduled step on until it could be done; the first basis is random: at once."""
         passed = clock - self._offset(layer)
         scheduled = clock - passed % self.refresh_every if passed >= 0 else 0
@@ -135,15 +141,14 @@ class GaLore(Method):
         return layer.last_refresh < scheduled or layer.last_refresh < 0
 
     @torch.no_grad()
-    def _refresh(self, layer: Projected, gradient: Tensor, moments: Moments, clock: int) -> bool:
+    def _refresh(self, layer: StoredBasis, gradient: Tensor, moments: Moments, clock: int) -> bool:
         """A new basis from the dense `gradient`; False if it has to wait, as none can be had from it."""
         if not is_abstract(gradient):
             if not gradient.any():  # a layer that was not used
                 return False
             if not torch.isfinite(gradient).all():
-                text = "GaLore: NaN or infinite gradient; the basis waits a step"
+                text = f"{self.title}: NaN or infinite gradient; the basis waits a step"
                 warnings.warn(text, SpectrainWarning, stacklevel=2)
-                layer.discard()
                 return False
         is_first = clock == 0 if is_abstract(gradient) else layer.last_refresh < 0
         old = layer.basis.clone()
@@ -155,7 +160,7 @@ class GaLore(Method):
             moments.rotate(layer.R, layer.basis @ old.mT, dim=0 if layer.side == "left" else 1)
         return True
 
-    def _leading(self, layer: Projected, gradient: Tensor, clock: int, is_first: bool) -> Tensor:
+    def _leading(self, layer: StoredBasis, gradient: Tensor, clock: int, is_first: bool) -> Tensor:
         """The r leading left singular vectors of `gradient` (a, ·), as rows (r, a)."""
         if self.projector == "randomized":
             return randomized_svd(gradient, self.rank, event_generator(layer, clock))[0]

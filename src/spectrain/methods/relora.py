@@ -15,7 +15,6 @@ from spectrain.method import (
     Card,
     Event,
     Method,
-    event_generator,
     ramp,
     register,
 )
@@ -24,7 +23,7 @@ from spectrain.methods.lora import LoRA
 from spectrain.moments import Moments
 from spectrain.papers import COLA, RELORA, SST
 from spectrain.parametrizations.additive import Additive
-from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.base import Parametrization, event_generator
 from spectrain.settings import option
 
 

@@ -15,13 +15,12 @@ from spectrain.method import (
     Card,
     Event,
     Method,
-    event_generator,
     ramp,
     register,
 )
 from spectrain.moments import Moments
 from spectrain.papers import SST as PAPER
-from spectrain.parametrizations.base import Parametrization
+from spectrain.parametrizations.base import Parametrization, event_generator
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral, project, redecompose
 from spectrain.sampling import SCHEMES, draw

@@ -45,6 +45,7 @@ class Parametrization(nn.Module):
     """
 
     _passing: tuple[str, ...] = ("accumulated",)  # what a copy, or a pickle, does not take along
+    resident: tuple[str, ...] = ()  # plain attributes that hold tensors in every step
     has_dense = True  # False for a form that no single matrix is equal to; it cannot be merged
     clock: Tensor
     seed: Tensor
@@ -187,6 +188,15 @@ class Factored(Parametrization):
         """A detached copy of W, for code that looks at a layer's weight; writing to it does nothing."""
         with full_precision(self.clock):
             return self.dense().detach().to(self.weight_dtype)
+
+
+def event_generator(layer: Parametrization, clock: int) -> torch.Generator:
+    """The random numbers of `layer`'s event at `clock`: a function of its seed and the clock alone.
+
+    Nothing else needs saving for an exact resume, and every process draws the same.
+    """
+    mixed = (int(layer.seed) ^ (clock * 0x9E3779B97F4A7C15)) & 0x7FFF_FFFF_FFFF_FFFF
+    return torch.Generator().manual_seed(mixed)
 
 
 VERY_THIN = 8  # columns up to which a product is formed as it is written

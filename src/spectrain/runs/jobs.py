@@ -85,7 +85,7 @@ def _report(directory: Path, team: Team, draw: Callable[[], Any]) -> Path:
 
     def write() -> str:
         draw()
-        return str(write_report([directory]))
+        return str(write_report(directory))
 
     try:
         return Path(team.decide(write))

@@ -70,7 +70,8 @@ def open_weights(path: Path) -> Weights:
     step = checkpoint.step_of(path.absolute())
     if step is not None and (config := _run_config(run)) is not None:
         return _of_run(run, config, step)
-    return _with_products(_of_files(path, _files(path)), factored.ranks_of(path) or {})
+    weights, ranks = _of_files(path, _files(path)), factored.ranks_of(path)
+    return weights if ranks is None else _with_products(weights, ranks)
 
 
 def _with_products(weights: Weights, ranks: Mapping[str, int]) -> Weights:

@@ -57,15 +57,15 @@ def figure_of(chart: Chart) -> str:
     if not drawn:
         return ""
     x, y = chart.axes(drawn)
-    names = list(dict.fromkeys(series.name for series in drawn))
-    entries = "".join(_entry(place, name, drawn) for place, name in enumerate(names))
+    keys = list(dict.fromkeys((series.name, series.look) for series in drawn))
+    entries = "".join(_entry(place, *key, drawn) for place, key in enumerate(keys))
     caption = escape(chart.caption)
     positive = all(series.y.min() > 0 for series in drawn)
     svg = picture(
         x,
         y,
         (chart.x_label, chart.y_label),
-        [(names.index(series.name), series) for series in drawn],
+        [(keys.index((series.name, series.look)), series) for series in drawn],
         chart.rugs,
         label=f"{chart.title}: {chart.caption}",
     )
@@ -77,10 +77,11 @@ def figure_of(chart: Chart) -> str:
     )
 
 
-def _entry(place: int, name: str, drawn: Sequence[Series]) -> str:
+def _entry(place: int, name: str, look: int, drawn: Sequence[Series]) -> str:
     """A line of the legend."""
-    own = [series for series in drawn if series.name == name]
-    key = looks.key(own[0].look, dots=all(series.dots for series in own))
+    own = [series for series in drawn if (series.name, series.look) == (name, look)]
+    dots, ghost = all(series.dots for series in own), all(series.ghost for series in own)
+    key = looks.key(look, dots=dots, ghost=ghost)
     return f'<li data-entry="{place}"><span>{key}{escape(name)}</span> <output></output></li>'
 
 

@@ -20,7 +20,8 @@ from spectrain.runs.records import FINITE, WHOLE
 from spectrain.runs.report.axes import Array
 
 FILE = "dynamics.jsonl"
-LAYERS = 8  # at most so many with spectra or draws
+LAYERS = 8  # at most so many with spectra or draws, of one run
+MAPS = 32  # layers of all runs of a page
 KINDS = 6  # at most so many kinds of events, or of factors
 VECTORS = 2**16  # at most so many in a layer
 SADDLE = "saddle alarm"
@@ -60,9 +61,10 @@ class Draws:
 
 
 class Dynamics:
-    """The rows of a run directory; empty if it has none."""
+    """The rows of a run directory; empty if it has none. runs: how many share the page."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, runs: int = 1) -> None:
+        self.layers = max(1, min(LAYERS, MAPS // max(1, runs)))
         rows = read_rows(directory / FILE)
         self.rows = [row for row in rows if WHOLE.holds(row.get("step")) and row["step"] >= 0]
 
@@ -113,7 +115,7 @@ class Dynamics:
                         found[layer][row["step"]] = values
         return {
             layer: Spectra(np.array([*rows], dtype=float), np.array([*rows.values()], dtype=float))
-            for layer, rows in list(found.items())[:LAYERS]
+            for layer, rows in list(found.items())[: self.layers]
             if rows
         }
 
@@ -133,7 +135,7 @@ class Dynamics:
                 np.array([*masks], dtype=float),
                 np.stack([_bits(mask, sizes[layer]) for mask in masks.values()]),
             )
-            for layer, masks in list(found.items())[:LAYERS]
+            for layer, masks in list(found.items())[: self.layers]
         }
 
     def _looks(self) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -14,11 +14,11 @@ from spectrain.runs.report.series import Series
 
 SHADES = 64  # of a spectrum
 PICKED = 48  # singular values that a run records of a layer that has more
-DECADES = 4  # below the largest singular value
+DECADES = 3  # below the largest singular value
 # The shades of draws: how many draws ago the latest was that a vector took part in.
 AGES = ("never yet", "32 or more", "16–31", "8–15", "4–7", "2–3", "1", "trains now")
 VECTORS = 128  # rows of a map of draws
-DRAWS = 160  # columns
+DRAWS = 256  # of a map
 
 
 def norms(dynamics: Dynamics) -> str:
@@ -76,14 +76,19 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
     if largest <= 0:
         return ""
     high = np.log10(largest)
-    smallest = min(float(s.values[s.values > 0].min(initial=largest)) for s in found.values())
-    low = min(max(np.log10(smallest), high - DECADES), high - 0.1)
+    positive = np.concatenate([s.values[s.values > 0] for s in found.values()])
+    # The few that are nearly zero would leave no shades for the others.
+    low = min(max(np.log10(np.quantile(positive, 0.05)), high - DECADES), high - 0.1)
     sizes = {layer: draws.size for layer, draws in dynamics.draws().items()}
     sizes |= {layer: len(v["initial"]) for layer, v in read_spectra(directory).items()}
+    sizes |= {layer: count for layer, s in found.items() if (count := s.values.shape[1]) < PICKED}
+    if not found.keys() <= sizes.keys():
+        sizes = {}  # one kind of axis for all maps
     maps = [_spectra_map(layer, s, low, high, sizes.get(layer)) for layer, s in found.items()]
     lead = (
         "Singular values of W by layer: the largest at the top, steps from left to right. All maps "
-        "have one scale of logarithms; point at a map to read a value."
+        "have one scale of logarithms; what is smaller still has its lightest shade. Point at a map to "
+        "read a value."
     )
     ends = [number(float(f"{10**v:.2g}")) for v in np.linspace(low, high, 5)]
     return paragraph(lead) + scale(SHADES, ends) + grid(maps, "maps")
@@ -91,15 +96,12 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
 
 def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, size: int | None) -> str:
     """(n, t) shades of the logarithms of singular values."""
-    count = spectra.values.shape[1]
     places = np.log10(np.maximum(spectra.values, 10.0**low))
     shades = np.round((SHADES - 1) * np.clip((places - low) / (high - low), 0, 1))
     steps = spectra.steps
     first, last = float(steps[0]), float(steps[-1])
     at = np.linspace(first, last, COLUMNS)
     columns = np.abs(at[:, None] - steps).argmin(1)
-    if size is None and count < PICKED:
-        size = count
     rows = (1.0, float(size)) if size else (0.0, 100.0)
     return heatmap(
         layer,
@@ -125,12 +127,19 @@ def draw_maps(dynamics: Dynamics, last_step: float) -> str:
         return ""
     lead = (
         "Singular vectors by index, steps from left to right: darkest while a vector trains, lighter "
-        "the more draws ago it last did. The shades mean draws since the latest that it was in:"
+        "the more draws ago it last did. The shades mean recorded draws since the latest that it was in:"
     )
     end = max(last_step, *(float(d.steps[-1]) for d in found.values()))
     maps = [_draw_map(layer, draws, end) for layer, draws in found.items()]
     rows = [(layer, *_counts(draws, end)) for layer, draws in found.items()]
-    headings = ("layer", "vectors", "draws", "times drawn", "never drawn", "longest wait now")
+    headings = (
+        "layer",
+        "vectors",
+        "recorded draws",
+        "times drawn",
+        "never drawn",
+        "longest wait now",
+    )
     return paragraph(lead) + scale(len(AGES), AGES) + grid(maps, "maps") + table(headings, rows)
 
 
@@ -148,22 +157,23 @@ def _draw_map(layer: str, draws: Draws, end: float) -> str:
     middles = first + (np.arange(COLUMNS) + 0.5) / COLUMNS * (end - first)
     columns = np.searchsorted(steps, middles, side="right") - 1
     few = f"; every {vectors[1] - vectors[0]}th vector" if draws.size > VECTORS else ""
-    masks = [np.packbits(row[vectors], bitorder="little").tobytes().hex() for row in draws.drawn]
+    shown = draws.drawn[np.ix_(chosen, vectors)]
+    masks = [np.packbits(row, bitorder="little").tobytes().hex() for row in shown]
     return heatmap(
         layer,
         f"Map of the singular vectors of {layer} that trained at each step{few}",
         shades[columns].T.astype(np.uint8),
         len(AGES),
         (first, end),
-        (0.0, float(vectors[-1])),
+        (1.0, float(vectors[-1] + 1)),
         {
             "kind": "draws",
-            "at": _numbers(draws.steps),
+            "at": _numbers(steps),
             "values": ";".join(masks),
-            "rows": f"0 {vectors[-1]}",
+            "rows": f"1 {vectors[-1] + 1}",
             "shown": str(len(vectors)),
         },
-        "singular vector",
+        "index of vector",
     )
 
 

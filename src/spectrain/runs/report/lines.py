@@ -18,7 +18,7 @@ from spectrain.runs.scores import table_order
 from spectrain.runs.statistics import mean, standard_deviation
 from spectrain.tasks.score import LOSS, Score
 
-ROWS_OF_EVENTS = 6  # at most so many
+ROWS_OF_EVENTS = 12  # at most so many
 LAYERS = 4  # at most so many whose spectra are drawn
 _BAND = "mean over seeds, with a band of one standard deviation"
 

@@ -37,10 +37,10 @@ def glyph(look: int) -> str:
     return GLYPHS[look % len(GLYPHS)]
 
 
-def key(look: int, *, dots: bool = False) -> str:
-    """A small picture of a series for legends; `dots`: of marks without a line."""
+def key(look: int, *, dots: bool, ghost: bool) -> str:
+    """A small picture for legends: of marks without a line, of a thin line without marks, or of both."""
     line = "" if dots else f'<path class="line" d="M1,7H33"{dash(look)}/>'
-    return (
-        f'<svg class="key-of {colour(look)}" width="34" height="14" aria-hidden="true">{line}'
-        f'<path class="marks" d="M17,7{glyph(look)}"/></svg>'
-    )
+    parts = f'{line}<path class="marks" d="M17,7{glyph(look)}"/>'
+    if ghost:
+        parts = '<path class="ghost" d="M1,7H33"/>'
+    return f'<svg class="{colour(look)}" width="34" height="14" aria-hidden="true">{parts}</svg>'

@@ -19,9 +19,9 @@ WIDTH, HEIGHT = 640, 330  # without events
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 42
 NAMES = 118  # pixels beside the plot for the names of lines
 ROW = 22  # of events
-POINTS = 500  # at most so many in a line
+POINTS = 500  # at most so many of a series
 MARKS = 8  # on a line
-LETTERS = 17  # of a name at the end of its line
+LETTERS = 14  # of a name at the end of its line; the last ones tell most
 
 Entry = tuple[int, Series]
 
@@ -82,7 +82,7 @@ def _series(
     x: Axis, y: Axis, width: int, height: int, entry: int, series: Series, *, bare: bool
 ) -> str:
     """Band, line and marks of one series; a bare one has no marks."""
-    kept = np.arange(len(series.x)) if series.dots else _thinned(series.y)
+    kept = _thinned(series.y)
     at, values = series.x[kept], y.place(series.y[kept])
     matrix = _matrix(x, y, width, height)
     paths = [_edges(series, y, at, kept)] if series.low is not None else []
@@ -150,7 +150,7 @@ def _rugs(x: Axis, rugs: Sequence[Rug], width: int, height: int) -> str:
         parts.append(
             f'<g class="rug {looks.colour(rug.look)}" data-name="{escape(rug.name)}">'
             f'<path class="grid" d="M{LEFT},{top + ROW}h{width}"/>'
-            f'<text x="{LEFT + 2}" y="{top + 11}">{escape(rug.name)}</text>'
+            f'<text x="{LEFT + 2}" y="{top + 12}">{escape(rug.name)}</text>'
             f'<svg x="{LEFT}" y="{top + 13}" width="{width}" height="8">'
             f'<path class="ticks" transform="matrix({a:.9g},0,0,1,{-a * x.low:.9g},0)" d="{ticks}"/>'
             "</svg></g>"
@@ -171,7 +171,7 @@ def _ends(x: Axis, y: Axis, width: int, height: int, named: Sequence[Entry]) -> 
         below = 13.0 * (len(heights) - 1 - rank)
         shown = max(free, min(at, TOP + height - below))
         free = shown + 13
-        name = series.name if len(series.name) <= LETTERS else series.name[: LETTERS - 1] + "…"
+        name = series.name if len(series.name) <= LETTERS else "…" + series.name[1 - LETTERS :]
         parts.append(
             f'<g class="{looks.colour(series.look)}" data-entry="{entry}">'
             f'<path class="marks" d="M{LEFT + width + 9},{shown:.1f}{looks.glyph(series.look)}"/>'

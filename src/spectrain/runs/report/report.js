@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const NS = "http://www.w3.org/2000/svg";
-  const LEFT = 60, RIGHT = 14, TOP = 12, BOTTOM = 42, NAMES = 118, ROW = 22, LETTERS = 17, MARKS = 8;
+  const LEFT = 60, RIGHT = 14, TOP = 12, BOTTOM = 42, NAMES = 118, ROW = 22, MARKS = 8;
   const NARROW = 520; // below it, lines have their names in the legend alone
   const ZOOM = 1.4;
 
@@ -224,7 +224,7 @@
     drawFrame() {
       const { width, height } = this, frame = this.svg.querySelector(".frame");
       const bottom = TOP + height + ROW * this.rugs.length, parts = [];
-      for (const [value, text] of ticks(...this.x, false, clamp(Math.floor(width / 70), 3, 8))) {
+      for (const [value, text] of ticks(...this.x, false, clamp(Math.floor(width / 55), 3, 8))) {
         const at = LEFT + this.px(value);
         parts.push(make("path", { class: "grid", d: `M${at},${TOP}V${bottom}` }));
         parts.push(make("text", { class: "middle", x: at, y: bottom + 16 }, text));
@@ -256,7 +256,7 @@
       const top = TOP + this.height + ROW * row, svg = path.parentNode;
       const text = group.querySelector("text");
       text.setAttribute("x", LEFT + 2);
-      text.setAttribute("y", top + 11);
+      text.setAttribute("y", top + 12);
       svg.setAttribute("y", top + 13);
       svg.setAttribute("width", this.width);
       path.removeAttribute("transform");

@@ -40,16 +40,15 @@ def sections_of_run(directory: Path) -> tuple[str, list[Section]]:
         Section("asked", "What was asked", asked(config)),
         Section("summary", "Summary", definitions(run_summary(directory, result, scores))),
         Section("curves", "Curves", figures or paragraph("Nothing recorded yet.")),
-        *instruments(directory, [line]),
+        *instruments(directory, [line], Dynamics(directory)),
         Section("memory", "Memory", stacked(bars_of("", result or {}))),
         *exhibits([(directory.name, directory)]),
         Section("reproduce", "To reproduce", reproduce(config, config)),
     ]
 
 
-def instruments(directory: Path, lines: Sequence[Line]) -> list[Section]:
+def instruments(directory: Path, lines: Sequence[Line], dynamics: Dynamics) -> list[Section]:
     """The sections of what was recorded of a run's factors."""
-    dynamics = Dynamics(directory)
     steps, _ = column(read_rows(directory / "metrics.jsonl"), "loss")
     ends = ends_of_spectra(lines)
     maps = factors.spectra_maps(dynamics, directory)
@@ -64,14 +63,16 @@ def instruments(directory: Path, lines: Sequence[Line]) -> list[Section]:
     ]
 
 
-def chapter(name: str, directory: Path) -> str:
-    """What was recorded of the factors of one of several runs, folded; nothing without any."""
-    dynamics = Dynamics(directory)
-    if not dynamics.rows:
-        return ""
-    line = Line(name, 1, (directory,))
-    parts = (section.body for section in instruments(directory, [line]))
-    return folded(name, "".join(parts), kind="chapter")
+def chapters(runs: Sequence[tuple[str, Path]]) -> str:
+    """What was recorded of the factors of several runs, one folded chapter for each that has any."""
+    shown = []
+    for name, directory in runs:
+        dynamics = Dynamics(directory, len(runs))
+        if dynamics.rows:
+            sections = instruments(directory, [Line(name, 1, (directory,))], dynamics)
+            inside = "".join(section.body for section in sections)
+            shown.append(folded(name, inside, kind="chapter"))
+    return "".join(shown)
 
 
 def asked(config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from spectrain.runs.report.axes import Array
 class Series:
     """Values over steps, or over time; finite ones alone are kept."""
 
-    name: str  # in the legend; several of one name are shown and hidden together
+    name: str  # in the legend; those of one name and look are shown and hidden together
     x: Array
     y: Array
     look: int

@@ -11,7 +11,7 @@ from spectrain.runs.report.comparison import lines_of
 from spectrain.runs.report.exhibits import exhibits
 from spectrain.runs.report.lines import Line, curves, ends_of_spectra
 from spectrain.runs.report.page import Section, folded, grid, paragraph, table
-from spectrain.runs.report.run import asked, chapter, reproduce
+from spectrain.runs.report.run import asked, chapters, reproduce
 from spectrain.runs.report.run_summary import run_summary
 from spectrain.runs.scores import scores_from_json
 from spectrain.tasks.score import Score
@@ -28,12 +28,12 @@ def sections_of_several(directories: Sequence[Path]) -> tuple[str, list[Section]
     bars = [bar for name, run in runs for bar in bars_of(name, read_result(run) or {})]
     configs = {name: read_config(run) or {} for name, run in runs}
     figures = grid(curves(lines, scores))
-    return f"{len(lines)} runs: {', '.join(line.name for line in lines)}", [
+    return f"Compared: {', '.join(_names(directories))}", [
         Section("summary", "Summary", _table(runs, scores)),
         Section("curves", "Curves", figures or paragraph("Nothing recorded yet.")),
         Section("memory", "Memory", stacked(bars)),
         Section("spectra", "Spectra", grid([ends_of_spectra(lines)])),
-        Section("factors", "Factors", "".join(chapter(*run) for run in runs)),
+        Section("factors", "Factors", chapters(runs)),
         *exhibits(runs),
         Section(
             "asked",
@@ -62,11 +62,13 @@ def _lines(directories: Sequence[Path]) -> list[Line]:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """The end of each path, as long as it takes to tell them apart."""
+    """The end of each path, as long as it takes to tell it from the others."""
     parts = [directory.resolve().parts for directory in directories]
-    longest = max(map(len, parts))
-    tails = (["/".join(p[-length:]) for p in parts] for length in range(1, longest + 1))
-    return next(names for names in tails if len(set(names)) == len(names))
+    lengths = (
+        next(n for n in range(1, len(own) + 1) if sum(p[-n:] == own[-n:] for p in parts) == 1)
+        for own in parts
+    )
+    return ["/".join(own[-length:]) for own, length in zip(parts, lengths, strict=True)]
 
 
 def _common_scores(lines: Sequence[Line]) -> tuple[Score, ...]:

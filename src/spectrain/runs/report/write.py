@@ -1,6 +1,5 @@
 """Reports as files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from spectrain.errors import UsageError
@@ -15,7 +14,7 @@ from spectrain.runs.report.several import sections_of_several
 SEVERAL = "spectrain-report.html"  # of several directories, in the current folder
 
 
-def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(*directories: Path, out: Path | None = None) -> Path:
     """Write the report of a run or comparison, finished or not, or one of several laid over each other.
 
     out: the file; default: report.html in a single directory, `SEVERAL` in the current folder for
@@ -23,7 +22,7 @@ def write_report(directories: Sequence[Path], out: Path | None = None) -> Path:
     is given twice, or if several are not judged by the same scores; RunError if files are damaged or
     the report cannot be written.
     """
-    configs = [read_config(directory) for directory in directories]
+    configs = [read_config(d) if d.is_dir() else None for d in directories]
     for directory, config in zip(directories, configs, strict=True):
         if config is None:
             raise UsageError(f"{directory} holds no run and no comparison: it has no config.json")

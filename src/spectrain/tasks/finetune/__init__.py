@@ -6,6 +6,7 @@ prompts.py     records as prompts and responses, in the words of a template
 encoding.py    those in tokens
 batches.py     tokens in padded or packed rows
 loss.py        the loss of responses, given their prompts
+sight.py       that no place sees what it must not
 responding.py  responses by greedy generation
 answers.py     their final numbers, and the interval of a share
 builtin.py     problems that need no download

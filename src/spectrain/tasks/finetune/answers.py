@@ -12,14 +12,16 @@ MARK = (
 _NUMBER = re.compile(r"-?(?:\d[\d,]*)?\.?\d+")
 
 
-def final_number(text: str) -> Decimal | None:
+def final_number(text: str, complete: bool = True) -> Decimal | None:
     """The number behind the last "####" of a text, or its last number where it has no such mark.
 
-    Commas between digits mean nothing, nor does what stands around it, as "$" or a full stop.
+    A text that is not `complete`, that is, was cut off before its end, has come to a final number only if
+    it has the mark. Commas between digits mean nothing, nor does what stands around a number ("$", a full
+    stop).
     """
     behind = text.rpartition(MARK)
     found = _NUMBER.findall(behind[2])
-    if not found:
+    if not found or not (behind[1] or complete):
         return None
     return Decimal((found[0] if behind[1] else found[-1]).replace(",", ""))
 

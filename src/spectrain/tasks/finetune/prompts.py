@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from spectrain.errors import UsageError
 from spectrain.tasks.finetune.options import FinetuneOptions
-from spectrain.tasks.finetune.records import Record, text_of
+from spectrain.tasks.finetune.records import LABELS, Record, text_of
 from spectrain.tasks.reading import require_characters
 
 PROMPTS = ("prompt", "question", "instruction")
@@ -76,6 +76,10 @@ class Wording:
     def _of_fields(self, record: Record) -> list[Message]:
         o = self.options
         prompts = PROMPTS if o.prompt_field is None else (o.prompt_field,)
+        if not any(name in record.fields for name in prompts) and LABELS[0] in record.fields:
+            raise UsageError(
+                f"{record.where} has a label and no prompt: give --classify to learn labels"
+            )
         responses = RESPONSES if o.response_field is None else (o.response_field,)
         name, prompt = text_of(record, prompts, "--prompt-field")
         _, response = text_of(record, responses, "--response-field")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from spectrain.tasks.finetune.loss import mean_loss, response_loss
 from spectrain.tasks.finetune.options import FinetuneOptions
 from spectrain.tasks.finetune.prompts import Wording
 from spectrain.tasks.finetune.records import divide, read_data
-from spectrain.tasks.finetune.responding import respond
+from spectrain.tasks.finetune.responding import Responses, respond
 from spectrain.tasks.finetune.saving import save_base_assets
 from spectrain.tasks.lm.evaluate import evaluate as evaluate_text
 from spectrain.tasks.lm.files import read_documents
@@ -35,7 +34,6 @@ from spectrain.tasks.score import LOSS, Score
 EXACT_MATCH = Score("exact_match", "exact match", "points", True, 100.0, 1)
 OTHER_TEXT = Score("other_loss", "second text perplexity", "nats", digits=2, exponential=True)
 PROBE = 32  # tokens
-SAMPLES = 12  # responses in the report
 BEFORE = "before.json"  # what the model scored on test data before training
 
 
@@ -219,7 +217,7 @@ class FineTuning:
         o = self.options
         rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
         own = self.parts[split][: o.generate][rank::size]
-        texts = respond(
+        replies = respond(
             model,
             self.base.tokenizer,
             [example.prompt for example in own],
@@ -228,7 +226,7 @@ class FineTuning:
             max_new_tokens=o.max_new_tokens,
             dtype=dtype,
         )
-        self._latest[split] = Responses(own, texts, dtype)
+        self._latest[split] = Responses(own, replies, dtype)
         right = sum(self._latest[split].right)
         sums = torch.tensor((right, len(own)), dtype=torch.float64)
         if processes is not None:
@@ -314,40 +312,6 @@ class FineTuning:
             "base_sha256": self.base.digest,
             "examples": {split: len(part) for split, part in self.parts.items()},
             "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class Responses:
-    """What a model responded to examples."""
-
-    examples: Sequence[Example]
-    texts: Sequence[str]
-    dtype: torch.dtype  # of the arithmetic
-
-    @property
-    def right(self) -> list[bool]:
-        """Whether a response's final number is that of the reference."""
-        pairs = zip(self.examples, self.texts, strict=True)
-        return [final_number(text) == final_number(example.reference) for example, text in pairs]
-
-    def files(self) -> dict[str, bytes]:
-        """responses.jsonl with all of them, and samples.json with some, evenly spread."""
-        found = list(zip(self.examples, self.texts, self.right, strict=True))
-        lines = [
-            {"where": e.where, "reference": e.reference, "response": text, "right": right}
-            for e, text, right in found
-        ]
-        rows = [
-            (e.reference, text, "yes" if right else "no")
-            for e, text, right in found[:: max(1, len(found) // SAMPLES)][:SAMPLES]
-        ]
-        samples = {"columns": ["reference", "response", "right"], "rows": rows}
-        return {
-            "responses.jsonl": "".join(
-                f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines
-            ).encode(),
-            "samples.json": json.dumps(samples, ensure_ascii=False, indent=1).encode(),
         }
 
 

@@ -15,7 +15,7 @@ from spectrain.hyperbolic import (
 )
 from spectrain.tasks.translate.transformer import Before, KeysValues, look_back
 
-SPREAD = 0.02  # of weights, positions and points at the start, as in HyboNet's code
+SPREAD = 0.02  # of positions and points at the start
 
 
 class Embedding(nn.Module):
@@ -28,7 +28,7 @@ class Embedding(nn.Module):
         d = table.weight.shape[1]
         self.table = table
         self.positions = nn.Parameter(SPREAD * torch.randn(positions, d))
-        self.place = LorentzLinear(d, d, curvature=curvature, dropout=dropout, spread=SPREAD)
+        self.place = LorentzLinear(d, d, curvature=curvature, dropout=dropout)
 
     def forward(
         self,
@@ -45,12 +45,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, d: int, width: int, dropout: float, curvature: float) -> None:
         super().__init__()
-        self.inner = LorentzLinear(d, width, curvature=curvature, spread=SPREAD)
+        self.inner = LorentzLinear(d, width, curvature=curvature)
         self.outer = LorentzLinear(
             width,
             d,
             curvature=curvature,
-            spread=SPREAD,
             dropout=dropout,
             activation=torch.relu,
         )
@@ -117,7 +116,7 @@ class Decoder(nn.Module):
 
 
 def attention(d: int, heads: int, dropout: float, curvature: float) -> LorentzAttention:
-    return LorentzAttention(d, heads, curvature=curvature, dropout=dropout, spread=SPREAD)
+    return LorentzAttention(d, heads, curvature=curvature, dropout=dropout)
 
 
 def table(tokens: int, d: int, curvature: float) -> LorentzEmbedding:
