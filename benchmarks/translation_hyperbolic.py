@@ -3,8 +3,8 @@
     python benchmarks/translation_hyperbolic.py --data FOLDER       some 20 minutes on a core
     python benchmarks/translation_hyperbolic.py --data FOLDER --steps 20     to see that it runs
 
-FOLDER is Multi30K's. d = 64, three layers, full rank, steps of 1,024 tokens, seed 0. Writes
-results/translation_hyperbolic.md.
+FOLDER is Multi30K's. d = 64, three layers, full rank, steps of 1,024 tokens, seed 0. Interrupt it and run
+it again: losses that are known are kept. Writes results/translation_hyperbolic.md.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from torch import nn
 import spectrain
 from spectrain.hyperbolic import Lorentz, LorentzLinear
 from spectrain.hyperbolic.lorentz import from_tangent
+from spectrain.runs.files import read_json, write_json
 from spectrain.runs.options import RunOptions
 from spectrain.tasks.translate.evaluate import mean_loss
 from spectrain.tasks.translate.options import TranslateOptions
 from spectrain.tasks.translate.task import Translation
 
-RESULTS = Path(__file__).parent / "results" / "translation_hyperbolic.md"
+HERE = Path(__file__).parent
+KEPT = HERE / "runs" / "translation_hyperbolic.json"
+RESULTS = HERE / "results" / "translation_hyperbolic.md"
 RATES = (2e-3, 4e-3, 8e-3)
 DIMS = (64, 128)  # of the steps that are timed
 TIMED = 30  # steps of each geometry
@@ -103,20 +106,26 @@ class Training:
 
 def learning(task: Translation, steps: int) -> list[str]:
     """Validation loss of every arm at every rate, as rows of a table."""
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    kept = read_json(KEPT) if KEPT.exists() else {}
     rows = []
     for title, (options, changes) in ARMS.items():
-        losses = []
-        for lr in RATES:
-            how = RunOptions(steps=steps, lr=lr, clip=1.0)
-            training = Training(variant(task, **options), how, changes)
-            first = training()
-            for _ in range(steps - 1):
-                training()
-            losses.append(training.validation())
+        names = [f"{title}, {lr:g}, {steps} steps" for lr in RATES]
+        for name, lr in zip(names, RATES, strict=True):
+            if name not in kept:
+                how = RunOptions(steps=steps, lr=lr, clip=1.0)
+                training = Training(variant(task, **options), how, changes)
+                first = training()
+                for _ in range(steps - 1):
+                    training()
+                kept[name] = [first, training.validation()]
+                write_json(KEPT, kept)
+                print(name, kept[name], flush=True)
+        first = kept[names[0]][0]
+        losses = [kept[name][1] for name in names]
         best = min(losses)
         cells = (f"**{loss:.3f}**" if loss == best else f"{loss:.3f}" for loss in losses)
         rows.append(f"| {title} | {first:.1f} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
     return rows
 
 
