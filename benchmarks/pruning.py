@@ -1,6 +1,6 @@
 """The SST paper's pruning of singular values: perplexity against the share of their sum that is kept.
 
-    python benchmarks/pruning.py            trains, prunes, measures; about ten minutes
+    python benchmarks/pruning.py            trains, prunes, measures; half an hour on a core
     python benchmarks/pruning.py --quick    to see that it runs; writes beside its runs only
 
 A small LLaMA learns standard-library source at full rank and with SST, in one `spectrain compare lm`: each
