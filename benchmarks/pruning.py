@@ -221,7 +221,7 @@ def report(
         "# Pruning of singular values\n",
         f"Made by `python benchmarks/pruning.py`: a LLaMA of d = 128 with 4 layers, {given.steps} steps of "
         f"{BATCH * LENGTH:,} tokens of standard-library source, one seed; SST at r = 8; each at the best "
-        f"rate of a sweep, {rates['full']:g} and {rates['sst']:g}. Test perplexity "
+        f"rate of [a sweep](pruning.csv), {rates['full']:g} and {rates['sst']:g}. Test perplexity "
         f"on {TOKENS:,} tokens after `spectrain merge --prune`. *Ranks* are the kept ones over all, "
         "*numbers* those of the pruned layers as two factors where that is smaller, over those of dense "
         "ones, both layer by layer; the last column of each model is pruned by one threshold for all.\n",
@@ -271,6 +271,7 @@ def main() -> None:
     except click.Abort:
         sys.exit("stopped; what is done is kept, and the same command continues")
     draw(points, shares, results / "pruning.png")
+    shutil.copy2(given.out / "comparison" / "results.csv", results / "pruning.csv")
     (results / "pruning.md").write_text(text, encoding="utf-8")
     print(f"wrote {results / 'pruning.md'}")
 
