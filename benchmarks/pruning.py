@@ -1,10 +1,10 @@
 """The SST paper's pruning of singular values: perplexity against the share of their sum that is kept.
 
-    python benchmarks/pruning.py            trains, prunes, measures; about ten minutes
+    python benchmarks/pruning.py            trains, prunes, measures; half an hour on a core
     python benchmarks/pruning.py --quick    to see that it runs; writes beside its runs only
 
 A small LLaMA learns standard-library source at full rank and with SST, in one `spectrain compare lm`: each
-at the best of three rates, then with another seed. The two models of that seed are pruned by `spectrain
+at the best rate of a sweep, then with another seed. The two models of that seed are pruned by `spectrain
 merge` to every share, layer by layer and by one threshold for all layers. Figure 5 of the paper shows such
 a curve for OPT-125M, without numbers. Then linear layers of two factors are timed against dense ones.
 Interrupt it and run it again: runs continue, and what was measured is kept. One thread is used.
@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import click
 import torch
 from speed_report import machine
 from torch import nn
@@ -220,7 +221,7 @@ def report(
         "# Pruning of singular values\n",
         f"Made by `python benchmarks/pruning.py`: a LLaMA of d = 128 with 4 layers, {given.steps} steps of "
         f"{BATCH * LENGTH:,} tokens of standard-library source, one seed; SST at r = 8; each at the best "
-        f"of three rates, {rates['full']:g} and {rates['sst']:g}. Test perplexity "
+        f"rate of [a sweep](pruning.csv), {rates['full']:g} and {rates['sst']:g}. Test perplexity "
         f"on {TOKENS:,} tokens after `spectrain merge --prune`. *Ranks* are the kept ones over all, "
         "*numbers* those of the pruned layers as two factors where that is smaller, over those of dense "
         "ones, both layer by layer; the last column of each model is pruned by one threshold for all.\n",
@@ -267,7 +268,10 @@ def main() -> None:
         text = report(given, runs, chosen, points, shares)
     except SpectrainError as error:
         sys.exit(f"Error: {error}")
+    except click.Abort:
+        sys.exit("stopped; what is done is kept, and the same command continues")
     draw(points, shares, results / "pruning.png")
+    shutil.copy2(given.out / "comparison" / "results.csv", results / "pruning.csv")
     (results / "pruning.md").write_text(text, encoding="utf-8")
     print(f"wrote {results / 'pruning.md'}")
 

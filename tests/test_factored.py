@@ -223,6 +223,8 @@ def test_what_transformers_would_spoil_is_refused(trained, tmp_path):
     make_task().build_model().save_pretrained(tmp_path / "plain")
     with pytest.raises(UsageError, match=r"has no factored\.json: load it with transformers"):
         load_factored(tmp_path / "plain")
+    with pytest.raises(UsageError, match="it needs a pruning"):
+        export(trained / "run", tmp_path / "x", factored=True)
     with pytest.raises(UsageError, match="is factored already"):
         export(trained / "thin", tmp_path / "x", pruning=HALF)
     with pytest.raises(UsageError, match="plain checkpoint, which only --prune takes"):

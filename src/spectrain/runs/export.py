@@ -84,9 +84,9 @@ def export(
     head is pruned. factored: thin layers as two matrices. progress: before each layer's spectrum.
 
     Matrices are built one at a time and written shard by shard, so that not more than one shard and
-    one matrix are in memory; the source is memory-mapped. The
-    written checkpoint is then loaded as any user would load it, and its logits are compared with
-    those that the trained model gave when it was saved; how far pruning moved them is no error.
+    one matrix are in memory; the source is memory-mapped. The written checkpoint is then loaded as any
+    user would load it, and its logits are compared with those that the trained model gave when it was
+    saved; how far pruning moved them is no error.
 
     Raises UsageError if `run` is no run, has no such checkpoint or `out` is taken, RunError if no
     checkpoint is intact or the logits disagree (nothing is left at `out` then).
@@ -99,6 +99,8 @@ def export(
             "a plain checkpoint, which only --prune takes" if is_plain else "it has no config.json"
         )
         raise UsageError(f"{run} is no run of spectrain ({why})")
+    if factored and pruning is None:
+        raise UsageError("export: factored=True stores pruned layers, so it needs a pruning")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} exists already; choose a new folder")
     try:
