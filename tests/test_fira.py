@@ -67,7 +67,7 @@ def test_every_step_is_the_papers(shape, residual):
 
 @every_shape
 def test_it_follows_the_released_package(shape, monkeypatch):
-    fira_package = pytest.importorskip("fira", reason="of the bench extra")
+    fira_package = pytest.importorskip("fira", reason="of the test extra")
     from fira.gradient_projection import GradientProjector as Theirs
 
     def svd_with_fixed_signs(self, weights, rank, type):

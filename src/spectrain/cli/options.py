@@ -66,7 +66,7 @@ def method_options(method: type[Method], prefix: str, required: str) -> Paramete
 def settings_for(method: type[Method], prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     """The settings of `method` that were given with this prefix."""
     names = [f.name for f in dataclasses.fields(method)]
-    found = {name: values.get(_python_name(prefix, name)) for name in names}
+    found = {name: values.get(python_name(prefix, name)) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -78,7 +78,7 @@ def missing(method: type[Method], settings: dict[str, Any]) -> list[str]:
 
 def given(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     """All options given with this prefix, by field name."""
-    start = _python_name(prefix, "")
+    start = python_name(prefix, "")
     return {
         name.removeprefix(start): value
         for name, value in values.items()
@@ -172,7 +172,7 @@ def _option(f: dataclasses.Field[Any], flag: str, default: Any) -> click.Option:
 
 def _method_option(f: dataclasses.Field[Any], prefix: str, required: str) -> click.Option:
     """Methods may share the option, so that its default and its choices are theirs to check."""
-    flag, name = _flag(f"{prefix}.{f.name}"), _python_name(prefix, f.name)
+    flag, name = _flag(f"{prefix}.{f.name}"), python_name(prefix, f.name)
     text, symbol, choices = (f.metadata[key] for key in ("help", "symbol", "choices"))
     text += f" ({symbol})" if symbol else ""
     if "bool" in str(f.type):
@@ -193,8 +193,9 @@ def _flag(name: str) -> str:
     return f"--{_dashes(name)}"
 
 
-def _python_name(prefix: str, name: str) -> str:
-    return f"{prefix}__{name}" if prefix else name
+def python_name(prefix: str, name: str) -> str:
+    """The Python name of the option --PREFIX.NAME, or --NAME without a prefix."""
+    return f"{prefix.replace('-', '_')}__{name}" if prefix else name
 
 
 def _dashes(name: str) -> str:

@@ -15,6 +15,7 @@ from spectrain.cli.options import (
     given,
     method_options,
     missing,
+    python_name,
     settings_for,
 )
 from spectrain.errors import UsageError
@@ -179,7 +180,8 @@ def arm_sections() -> list[tuple[str, list[click.Parameter]]]:
     sections = []
     for key, cls in registered().items():
         own = click.Option(
-            [f"--{key}.sweep-lr", f"{key}__sweep_lr"], help="its own rates instead of --sweep-lr"
+            [f"--{key}.sweep-lr", python_name(key, "sweep_lr")],
+            help="its own rates instead of --sweep-lr",
         )
         sections.append(
             (f"{cls.card.title} only", [own, *method_options(cls, key, "default: as --rank")])
@@ -235,7 +237,7 @@ def grids_of(names: Sequence[str], sweep_lr: str, values: dict[str, Any]) -> dic
     """The rates that each method tries: its own, or those of --sweep-lr."""
     grids = {key: rates("--sweep-lr", sweep_lr) for key in names}
     for key in names:
-        if own := values.get(f"{key}__sweep_lr"):
+        if own := values.get(python_name(key, "sweep_lr")):
             grids[key] = rates(f"--{key}.sweep-lr", own)
     return grids
 

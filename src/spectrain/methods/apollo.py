@@ -15,7 +15,6 @@ from spectrain.moments import Moments
 from spectrain.papers import APOLLO as PAPER
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import SeededBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -46,6 +45,8 @@ class APOLLO(Method):
         paper_schedule="draw anew every 200 steps",
         papers=(PAPER,),
     )
+
+    gathers = True
 
     rank: int = option(help="rank of the random projection", symbol="r", minimum=1)
     refresh_every: int = option(200, help="steps between projections", symbol="T", minimum=1)
@@ -81,9 +82,6 @@ class APOLLO(Method):
                 step = limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)
             layer.descend(step, self.scale, decay=rate * group.get("weight_decay", 0.0))
             layer.discard()
-
-    def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
 
     def schedule_text(self) -> str:
         return f"draw P anew every {self.refresh_every} steps"

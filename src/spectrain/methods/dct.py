@@ -14,7 +14,6 @@ from spectrain.moments import Moments
 from spectrain.papers import DCT_ADAMW
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.settings import option
 from spectrain.sharding import divided, whole
 
@@ -48,6 +47,8 @@ class DCT(Method):
         paper_schedule="select in every step",
         papers=(DCT_ADAMW,),
     )
+
+    gathers = True
 
     rank: int = option(help="columns of the cosine basis", symbol="r", minimum=1)
     refresh_every: int = option(1, help="steps between selections", symbol="T_u", minimum=1)
@@ -106,8 +107,6 @@ class DCT(Method):
             group = moments.group(layer.R)
             layer.fold(1.0, decay=group["lr"] * group.get("weight_decay", 0.0))
 
-    def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
-
     def schedule_text(self) -> str:
-        return f"select columns every {self.refresh_every} steps"
+        often = f"every {self.refresh_every} steps" if self.refresh_every > 1 else "in every step"
+        return f"select columns {often}"

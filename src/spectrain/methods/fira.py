@@ -9,12 +9,11 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from spectrain.method import Card, register
+from spectrain.method import Card, Method, register
 from spectrain.methods.galore import GaLore
 from spectrain.papers import FIRA
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import StoredBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -43,6 +42,8 @@ class Fira(GaLore):
         paper_schedule="refresh every 200 steps (500 at 7B)",
         papers=(FIRA,),
     )
+
+    gathers = True
 
     residual: str = option(
         "orthogonal",
@@ -81,7 +82,7 @@ class Fira(GaLore):
             layer.descend(residual)
 
     def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
+        return Method.against_layerwise(self, accumulate)
 
     def variations(self) -> list[str]:
         notes = super().variations()

@@ -184,13 +184,6 @@ class Projected(Factored):
             self.discard()
 
 
-def against_accumulation(accumulate: int) -> str | None:
-    """`Method.against_layerwise` of a method that gathers dense gradients in every step."""
-    if accumulate > 1:
-        return "the dense gradients of all layers would add up together; take one backward pass in a step"
-    return None
-
-
 def _chosen(table: Tensor, index: Tensor | None) -> Tensor:
     return table if index is None else table[index]
 
