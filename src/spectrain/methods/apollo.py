@@ -75,11 +75,12 @@ class APOLLO(Method):
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
             rate = float(group["lr"])
-            step = layer.clipped() if rate > 0 else None
-            if step is not None:
+            found, step = layer.clipped() if rate > 0 else None, None
+            if found is not None:
+                step, inside = found
                 dim = layer.rank_dim if self.scaling == "channel" else None
-                step.mul_(scaling(whole(layer.R), layer.down(step), dim))
-                step = limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)
+                step.mul_(scaling(whole(layer.R), inside, dim))
+                limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)
             layer.descend(step, self.scale, decay=rate * group.get("weight_decay", 0.0))
             layer.discard()
 

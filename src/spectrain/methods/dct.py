@@ -78,9 +78,9 @@ class DCT(Method):
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
         for layer in cast(Layers, layers):
-            gradient, seen = layer.clipped(), layer.R.grad
-            if gradient is not None and seen is not None:
-                self._project(layer, gradient, seen, moments, clock)
+            found, seen = layer.clipped(), layer.R.grad
+            if found is not None and seen is not None:
+                self._project(layer, found[0], seen, moments, clock)
                 layer.discard()
 
     def _project(

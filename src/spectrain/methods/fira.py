@@ -68,15 +68,16 @@ class Fira(GaLore):
     @torch.no_grad()
     def _move(self, layer: StoredBasis, rate: float, decay: float, awaited: bool) -> None:
         residual = None
-        gradient = layer.clipped() if rate > 0 else None
-        if gradient is not None:
+        found = layer.clipped() if rate > 0 else None
+        if found is not None:
+            gradient, inside = found
             residual = gradient.clone() if awaited else gradient
-            rows, inside = whole(layer.rows()), layer.down(residual)
+            rows = whole(layer.rows())
             factor = scaling(whole(layer.R), inside, layer.rank_dim)
             left, right = (rows.mT, inside) if layer.side == "left" else (inside, rows)
             residual.addmm_(left, right, alpha=-1 if self.residual == "orthogonal" else -self.scale)
             norm = layer.get_buffer("residual_norm")
-            residual = limit_growth(residual.mul_(factor), norm, float(rate), self.limiter)
+            limit_growth(residual.mul_(factor), norm, float(rate), self.limiter)
         layer.fold(self.scale, decay)
         if residual is not None:
             layer.descend(residual)
