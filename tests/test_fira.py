@@ -58,7 +58,7 @@ def by_the_paper(shape, gradients, residual, alpha=0.25, gamma=1.01):
 @pytest.mark.parametrize("residual", ["orthogonal", "released"])
 def test_every_step_is_the_papers(shape, residual):
     gradients = drift(shape)
-    path, _ = steered(fira(residual=residual), shape, torch.optim.AdamW, gradients)
+    path, _ = steered(fira(complement=residual), shape, torch.optim.AdamW, gradients)
     expected = by_the_paper(shape, gradients, residual)
     torch.testing.assert_close(path, expected, rtol=1e-9, atol=1e-10)
     other = by_the_paper(shape, gradients, "released" if residual == "orthogonal" else "orthogonal")
@@ -84,7 +84,7 @@ def test_it_follows_the_released_package(shape, monkeypatch):
     expected, _ = steered(None, shape, theirs, drift(shape), decay=0.0)
     # Its limiter sees norms without bias correction: they are part of the rate here.
     path, _ = steered(
-        fira(residual="released"),
+        fira(complement="released"),
         shape,
         UncorrectedAdam,
         drift(shape),
@@ -210,5 +210,5 @@ def test_a_gradient_that_an_overflow_left_under_compile_is_not_used():
 
 def test_every_departure_from_the_paper_is_labelled():
     assert fira().variations() == []
-    assert len(fira(residual="released").variations()) == 1
+    assert len(fira(complement="released").variations()) == 1
     assert len(Fira(RANK).variations()) == 3

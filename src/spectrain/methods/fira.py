@@ -45,9 +45,9 @@ class Fira(GaLore):
 
     gathers = True
 
-    residual: str = option(
+    complement: str = option(
         "orthogonal",
-        help="what the residual is: G − P Pᵀ G, or G − scale · P Pᵀ G (the released code, and so the "
+        help="what beside P Pᵀ G moves W: G − P Pᵀ G, or G − scale · P Pᵀ G (the released code, and so the "
         "published numbers)",
         choices=("orthogonal", "released"),
     )
@@ -75,7 +75,9 @@ class Fira(GaLore):
             rows = whole(layer.rows())
             factor = scaling(whole(layer.R), inside, layer.rank_dim)
             left, right = (rows.mT, inside) if layer.side == "left" else (inside, rows)
-            residual.addmm_(left, right, alpha=-1 if self.residual == "orthogonal" else -self.scale)
+            residual.addmm_(
+                left, right, alpha=-1 if self.complement == "orthogonal" else -self.scale
+            )
             norm = layer.get_buffer("residual_norm")
             limit_growth(residual.mul_(factor), norm, float(rate), self.limiter)
         layer.fold(self.scale, decay)
@@ -87,6 +89,6 @@ class Fira(GaLore):
 
     def variations(self) -> list[str]:
         notes = super().variations()
-        if self.residual == "released":
+        if self.complement == "released":
             notes.append("scale · P Pᵀ G taken out of the residual, as released")
         return notes
