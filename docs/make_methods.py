@@ -71,11 +71,15 @@ def _row(f: dataclasses.Field[object]) -> list[str]:
 
 
 def _allowed(f: dataclasses.Field[object]) -> str:
-    low, high, choices = (f.metadata[key] for key in ("minimum", "maximum", "choices"))
+    low, high, above, choices = (
+        f.metadata[key] for key in ("minimum", "maximum", "above", "choices")
+    )
     if choices:
         allowed = ", ".join(f"`{choice!r}`" for choice in choices)
     elif low is not None:
         allowed = f"{low:g} or more" if high is None else f"{low:g} … {high:g}"
+    elif above is not None:
+        allowed = f"above {above:g}"
     else:
         allowed = "`True`, `False`"
     return f"{allowed}, `None`" if "None" in str(f.type) else allowed

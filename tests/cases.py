@@ -88,7 +88,7 @@ VARIANTS: dict[str, Method] = {
     "galore-same-step": _galore(refresh="same_step"),
     "fira-left": _fira(side="left"),
     "fira-published": _fira(
-        projector="svd", moments="keep", refresh="same_step", residual="released"
+        projector="svd", moments="keep", refresh="same_step", complement="released"
     ),
     "fira-stagger": _fira(stagger=True, refresh_every=5),
     "apollo-tensor": APOLLO(RANK, refresh_every=3, scaling="tensor"),

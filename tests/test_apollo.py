@@ -74,7 +74,7 @@ def test_every_step_is_the_papers(shape, method):
 @every_kind
 def test_it_follows_the_released_package(shape, method, monkeypatch):
     """Three projections long, with the package's random numbers and Adam."""
-    package = pytest.importorskip("apollo_torch", reason="of the bench extra")
+    package = pytest.importorskip("apollo_torch", reason="of the test extra")
     from apollo_torch.random_projector import next_seed, stable_randn
 
     def as_theirs(self, clock):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import Training, batch, make_net, same
 
 import spectrain
-from spectrain import SST, FullRank, GaLore, LayerWise, LoRA, UsageError
+from spectrain import APOLLO, DCT, SST, Fira, FullRank, GaLore, LayerWise, LoRA, UsageError
 from spectrain.parametrizations.projected import Projected
 
 
@@ -40,8 +40,8 @@ def test_layerwise_steps_equal_ordinary_ones_bit_for_bit(method, accumulate):
 
 
 def test_large_gradients_never_exist_together():
-    """Of the dense gradients of a full-rank layer and of GaLore's refresh there is one at a time."""
-    for method in (FullRank(), GaLore(4, refresh_every=3)):
+    """Of the dense gradients of a full-rank layer, of GaLore's refresh, of Fira, APOLLO and DCT."""
+    for method in (FullRank(), GaLore(4, refresh_every=3), Fira(4), APOLLO(4), DCT(4)):
         training = Training(method, attach=False)
         spectrain.attach(training.model, training.optimizer, layerwise=LayerWise())
         seen: list[int] = []

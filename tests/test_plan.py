@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 import spectrain
-from spectrain import SST, FullRank, GaLore, LoRA, ReLoRA, UsageError
+from spectrain import APOLLO, DCT, SST, Fira, FullRank, GaLore, LoRA, ReLoRA, UsageError
 from spectrain.memory import rehearsal
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.memory.fit import largest
@@ -159,6 +159,19 @@ def test_a_refresh_needs_the_dense_gradients():
     assert refresh.bytes > plan.step.bytes
     assert plan.step.bytes <= spread.peak < plan.peak == refresh.bytes
     assert "stagger=True" in plan.advice
+
+
+def test_dense_gradients_of_every_step_are_counted_and_layerwise_frees_them():
+    tiny = {"batch_size": 1, "sequence_length": 1}
+    matrices = 4 * sum(p.numel() for n, p in llama().named_parameters() if "proj" in n)
+    for method in (Fira(2), APOLLO(2), DCT(2)):
+        plan = spectrain.plan(llama, method, **tiny)
+        kept = plan.line("cached").bytes
+        assert matrices <= kept < 1.25 * matrices  # with P, or the table of cosines
+        assert "--layerwise" in plan.advice or plan.dominant != "kept by the layers for a step"
+        spread = spectrain.plan(llama, method, **tiny, layerwise=True)
+        assert spread.peak < plan.peak - matrices / 2
+        assert "--layerwise" not in spread.advice
 
 
 def test_events_are_named_and_the_workspace_of_decompositions_counted():

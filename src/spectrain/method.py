@@ -80,6 +80,7 @@ class Method:
 
     card: ClassVar[Card]
     keeps_function: ClassVar[bool] = True  # False where apply cannot leave the function unchanged
+    gathers: ClassVar[bool] = False  # True if all layers' dense gradients are collected in one step
 
     def __post_init__(self) -> None:
         check(self, self.card.title)
@@ -140,6 +141,11 @@ class Method:
 
     def against_layerwise(self, accumulate: int) -> str | None:
         """Why layers cannot be stepped inside the backward pass (`LayerWise`); None where they can."""
+        if self.gathers and accumulate > 1:
+            return (
+                "the dense gradients of all layers would add up together; take one backward pass in "
+                "a step"
+            )
         return None
 
     def against_processes(self) -> str | None:

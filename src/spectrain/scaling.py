@@ -30,8 +30,8 @@ def limit_growth(
     previous: Tensor,  # (): the norm of the last step, 0 before there was one; overwritten
     rate: float,  # the learning rate, which `step` has in it, and norms have not
     most: float,  # γ
-) -> Tensor:
-    """`step`, shortened so that its norm is at most γ times the previous one's.
+) -> None:
+    """Shorten `step` so that its norm is at most γ times the previous one's.
 
     A step of zero leaves `previous` as it is; one that is not finite does, too, and becomes zero.
     """
@@ -41,4 +41,3 @@ def limit_growth(
     sound = norm.isfinite()
     step.mul_(limited / norm.clamp(min=torch.finfo(norm.dtype).tiny)).masked_fill_(~sound, 0.0)
     previous.copy_(torch.where(sound & (norm > 0), limited, previous))
-    return step

@@ -194,7 +194,7 @@ def _flag(name: str) -> str:
 
 
 def python_name(prefix: str, name: str) -> str:
-    """What the option --prefix.name is called in a command's values."""
+    """The Python name of the option --PREFIX.NAME, or --NAME without a prefix."""
     return f"{prefix.replace('-', '_')}__{name}" if prefix else name
 
 

@@ -29,6 +29,9 @@ def _step(part: str, method: Method, setting: Mapping[str, Any]) -> str:
         return "a loss by chunks of tokens (train lm: --loss-chunk 512, or a smaller one)"
     if part == ACTIVATIONS:
         return _for_activations(setting)
+    if part == CACHED and method.gathers:
+        alone = setting["accumulate"] == 1 and not setting["layerwise"]
+        return "layers stepped in the backward pass (--layerwise)" if alone else ""
     if part in (FROZEN, CACHED):
         return _for_frozen(method)
     if part in (WEIGHTS, GRADIENTS, OPTIMIZER):

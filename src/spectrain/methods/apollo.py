@@ -15,7 +15,6 @@ from spectrain.moments import Moments
 from spectrain.papers import APOLLO as PAPER
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import SeededBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -47,6 +46,8 @@ class APOLLO(Method):
         papers=(PAPER,),
     )
 
+    gathers = True
+
     rank: int = option(help="rank of the random projection", symbol="r", minimum=1)
     refresh_every: int = option(200, help="steps between projections", symbol="T", minimum=1)
     scale: float = option(1.0, help="factor on the update of W", symbol="α", above=0.0)
@@ -74,16 +75,14 @@ class APOLLO(Method):
         for layer in cast(Layers, layers):
             group = moments.group(layer.R)
             rate = float(group["lr"])
-            step = layer.clipped() if rate > 0 else None
-            if step is not None:
+            found, step = layer.clipped() if rate > 0 else None, None
+            if found is not None:
+                step, inside = found
                 dim = layer.rank_dim if self.scaling == "channel" else None
-                step.mul_(scaling(whole(layer.R), layer.down(step), dim))
-                step = limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)
+                step.mul_(scaling(whole(layer.R), inside, dim))
+                limit_growth(step, layer.get_buffer("update_norm"), rate, self.limiter)
             layer.descend(step, self.scale, decay=rate * group.get("weight_decay", 0.0))
             layer.discard()
-
-    def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
 
     def schedule_text(self) -> str:
         return f"draw P anew every {self.refresh_every} steps"

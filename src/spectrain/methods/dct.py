@@ -14,7 +14,6 @@ from spectrain.moments import Moments
 from spectrain.papers import DCT_ADAMW
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.settings import option
 from spectrain.sharding import divided, whole
 
@@ -49,6 +48,8 @@ class DCT(Method):
         papers=(DCT_ADAMW,),
     )
 
+    gathers = True
+
     rank: int = option(help="columns of the cosine basis", symbol="r", minimum=1)
     refresh_every: int = option(1, help="steps between selections", symbol="T_u", minimum=1)
     norm: str = option(
@@ -77,9 +78,9 @@ class DCT(Method):
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
         for layer in cast(Layers, layers):
-            gradient, seen = layer.clipped(), layer.R.grad
-            if gradient is not None and seen is not None:
-                self._project(layer, gradient, seen, moments, clock)
+            found, seen = layer.clipped(), layer.R.grad
+            if found is not None and seen is not None:
+                self._project(layer, found[0], seen, moments, clock)
                 layer.discard()
 
     def _project(
@@ -106,8 +107,6 @@ class DCT(Method):
             group = moments.group(layer.R)
             layer.fold(1.0, decay=group["lr"] * group.get("weight_decay", 0.0))
 
-    def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
-
     def schedule_text(self) -> str:
-        return f"select columns every {self.refresh_every} steps"
+        often = f"every {self.refresh_every} steps" if self.refresh_every > 1 else "in every step"
+        return f"select columns {often}"

@@ -9,12 +9,11 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from spectrain.method import Card, register
+from spectrain.method import Card, Method, register
 from spectrain.methods.galore import GaLore
 from spectrain.papers import FIRA
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import StoredBasis
-from spectrain.parametrizations.projected import against_accumulation
 from spectrain.scaling import limit_growth, scaling
 from spectrain.settings import option
 from spectrain.sharding import whole
@@ -44,9 +43,11 @@ class Fira(GaLore):
         papers=(FIRA,),
     )
 
-    residual: str = option(
+    gathers = True
+
+    complement: str = option(
         "orthogonal",
-        help="what the residual is: G − P Pᵀ G, or G − scale · P Pᵀ G (the released code, and so the "
+        help="what beside P Pᵀ G moves W: G − P Pᵀ G, or G − scale · P Pᵀ G (the released code, and so the "
         "published numbers)",
         choices=("orthogonal", "released"),
     )
@@ -67,24 +68,27 @@ class Fira(GaLore):
     @torch.no_grad()
     def _move(self, layer: StoredBasis, rate: float, decay: float, awaited: bool) -> None:
         residual = None
-        gradient = layer.clipped() if rate > 0 else None
-        if gradient is not None:
+        found = layer.clipped() if rate > 0 else None
+        if found is not None:
+            gradient, inside = found
             residual = gradient.clone() if awaited else gradient
-            rows, inside = whole(layer.rows()), layer.down(residual)
+            rows = whole(layer.rows())
             factor = scaling(whole(layer.R), inside, layer.rank_dim)
             left, right = (rows.mT, inside) if layer.side == "left" else (inside, rows)
-            residual.addmm_(left, right, alpha=-1 if self.residual == "orthogonal" else -self.scale)
+            residual.addmm_(
+                left, right, alpha=-1 if self.complement == "orthogonal" else -self.scale
+            )
             norm = layer.get_buffer("residual_norm")
-            residual = limit_growth(residual.mul_(factor), norm, float(rate), self.limiter)
+            limit_growth(residual.mul_(factor), norm, float(rate), self.limiter)
         layer.fold(self.scale, decay)
         if residual is not None:
             layer.descend(residual)
 
     def against_layerwise(self, accumulate: int) -> str | None:
-        return against_accumulation(accumulate)
+        return Method.against_layerwise(self, accumulate)
 
     def variations(self) -> list[str]:
         notes = super().variations()
-        if self.residual == "released":
+        if self.complement == "released":
             notes.append("scale · P Pᵀ G taken out of the residual, as released")
         return notes

@@ -136,17 +136,19 @@ class Projected(Factored):
         return None if self.probe is None else self.probe.grad
 
     @torch.no_grad()
-    def clipped(self) -> Tensor | None:
+    def clipped(self) -> tuple[Tensor, Tensor] | None:
         """`gathered`, scaled in place by what R's gradient was scaled by since the backward pass.
 
-        That is by clipping or by a gradient scaler. None where a gradient is missing.
+        That is by clipping or by a gradient scaler. Beside it, its projection to the coordinates of R.
+        None where a gradient is missing.
         """
         dense, seen = self.gathered, self.R.grad
         if dense is None or seen is None:
             return None
-        raw = self.down(dense)
-        energy = raw.square().sum()
-        return dense.mul_(torch.where(energy > 0, (whole(seen) * raw).sum() / energy, 1.0))
+        inside = self.down(dense)
+        energy = inside.square().sum()
+        scale = torch.where(energy > 0, (whole(seen) * inside).sum() / energy, 1.0)
+        return dense.mul_(scale), inside.mul_(scale)
 
     def discard(self) -> None:
         """Forget what was collected, and go on collecting."""
@@ -182,13 +184,6 @@ class Projected(Factored):
         R = None if self._stepped is None else self._stepped()
         if torch.is_grad_enabled() and R is not None and R.grad is None:
             self.discard()
-
-
-def against_accumulation(accumulate: int) -> str | None:
-    """`Method.against_layerwise` of a method that gathers dense gradients in every step."""
-    if accumulate > 1:
-        return "the dense gradients of all layers would add up together; take one backward pass in a step"
-    return None
 
 
 def _chosen(table: Tensor, index: Tensor | None) -> Tensor:
