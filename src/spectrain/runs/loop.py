@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +88,8 @@ class Training:
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
-        with stop_on_signal(self.view.alert, self.team.size > 1) as stop:
+        asked = stop_on_signal(self.view.alert, self.team.size > 1)
+        with asked as stop, ExitStack() as self.at_the_end:
             start = find_start_together(self.directory, self.view.say, self.team)
             folder = self.directory / "checkpoints"
             self.saver = Saver(folder, start.run, self.options, self.view.say, self.team.first)
@@ -112,7 +114,6 @@ class Training:
                 stopped = self.team.any(stopped or stop.asked)
         finally:
             self.view.end()
-            self.log.flush()
         if stopped:
             self.saver.wait()
             raise Interrupted(
@@ -149,6 +150,7 @@ class Training:
             else None
         )
         self.log = MetricsLog(self.directory, start.rows, writes, board)
+        self.at_the_end.callback(self.log.close)
         self._watch()
 
     # --- phases --------------------------------------------------------------------------------
@@ -367,7 +369,6 @@ class Training:
         """Write the last row, the spectra, what there is to see, and the result."""
         measured = self.now.best_step if self.options.patience else self.now.step
         self.log.record(step=measured, **scores)
-        self.log.flush()
         add_last_spectra(self.directory, last)
         for name, content in shown.items():
             write_atomic(self.directory / name, content)
