@@ -189,7 +189,7 @@ class Instruments:
         for name, layer in self.shown:
             found[name] = _picked(singular_values(layer))
         if found:
-            self.record(step=step, spectra=found)
+            self.record(step=step, spectra=found, of={name: of.size for name, of in self.shown})
 
 
 @dataclass(frozen=True)
