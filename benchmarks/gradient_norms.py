@@ -63,9 +63,9 @@ def main() -> None:
         "# Gradient norms beside those of full rank\n",
         "Made by `python benchmarks/gradient_norms.py`: standard-library source, d = 64, r = 4, "
         f"{STEPS:,} steps of 512 tokens, looks at every 20th. Pearson's correlation over looks of the norm "
-        "of a factor's gradient with that of the same layer's W in the full-rank run of the same seed; the mean "
-        "over layers, then over seeds (± standard deviation). Of levels: the same after the first tenth of "
-        "the run, in which all gradients fall.\n",
+        "of a factor's gradient with that of the same layer's W in the full-rank run of the same seed; the "
+        "mean over layers, then over seeds (± standard deviation). The same after the first tenth of the "
+        "run, in which all gradients fall.\n",
         "| method | factor | correlation | after the first tenth | published | seeds |",
         "|---|---|--:|--:|--:|--:|",
         *table(looks),

@@ -15,13 +15,17 @@ from spectrain.methods.fira import Fira
 from spectrain.methods.full import FullRank
 from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
+from spectrain.methods.lost import LOST
+from spectrain.methods.lowrank import LowRank
 from spectrain.methods.relora import ReLoRA
+from spectrain.methods.sltrain import SLTrain
 from spectrain.methods.sst import SST
 from spectrain.surgery import apply, merge
 
 __all__ = [
     "APOLLO",
     "DCT",
+    "LOST",
     "SST",
     "APOLLOMini",
     "Fira",
@@ -29,8 +33,10 @@ __all__ = [
     "GaLore",
     "LayerWise",
     "LoRA",
+    "LowRank",
     "ReLoRA",
     "RunError",
+    "SLTrain",
     "SpectrainError",
     "UsageError",
     "apply",

@@ -32,7 +32,7 @@ from spectrain.runs.factored import (
 from spectrain.runs.files import read_json, write_json
 from spectrain.runs.prune import Progress, Pruned, prune, thin_ranks
 from spectrain.runs.weights import open_weights
-from spectrain.surgery import parametrized, select
+from spectrain.surgery import parametrized, require_dense, select
 from spectrain.tasks import factored as factored_form
 from spectrain.tasks import plain as plain_form
 
@@ -146,6 +146,7 @@ def _of_run(run: Path, config: dict[str, Any], which: str | int | None) -> _Sour
     state = found.state()
     model = skeleton(run, config, state, form)
     layers = dict(parametrized(model))
+    require_dense(layers)
 
     def make(name: str) -> Tensor:
         with safe_open(found.path / "model.safetensors", framework="pt") as file:
