@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 import torch
-from cases import RANK, every_default, small
+from cases import RANK, every_default, every_default_matrix, small
 from torch import nn
 from torch.nn import functional as F
 from toys import Training, make_net
@@ -60,7 +60,7 @@ def bare_loop(model, method):
 
 
 @pytest.mark.parametrize("make", [mlp, Patches])
-@every_default
+@every_default_matrix
 def test_a_bare_loop_trains_and_merges(method, make):
     assert len(inspect.getsource(bare_loop).splitlines()) <= 20
     torch.manual_seed(1)
@@ -84,17 +84,18 @@ class Reused(nn.Module):
         return x
 
 
-@every_default
+@every_default_matrix
 def test_a_layer_that_stands_in_two_places_is_exchanged_in_both(method):
     net, plain = Reused(), None
     plain = copy.deepcopy(net)
     x = torch.randn(4, 6)
     spectrain.apply(net, method, report=None)
     assert net.first is net.blocks[0] is net.blocks[2]
-    torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
-    net(x).sum().backward()
-    plain(x).sum().backward()
-    torch.testing.assert_close(net.first.bias.grad, plain.first.bias.grad, rtol=1e-4, atol=1e-5)
+    if method.keeps_function:
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
+        net(x).sum().backward()
+        plain(x).sum().backward()
+        torch.testing.assert_close(net.first.bias.grad, plain.first.bias.grad, rtol=1e-4, atol=1e-5)
     spectrain.merge(net)
     assert net.first is net.blocks[0] is net.blocks[2]
     assert list(net.state_dict()) == list(plain.state_dict())

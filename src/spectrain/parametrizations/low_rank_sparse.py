@@ -13,6 +13,7 @@ from spectrain.parametrizations.base import (
     Factored,
     Gradients,
     compute_dtype,
+    full_precision,
     own_backward,
 )
 
@@ -74,7 +75,8 @@ class _Product(torch.autograd.Function):
     ) -> Tensor:  # (T, m)
         ctx.save_for_backward(x, A, B, values, places)
         ctx.scale, ctx.bias_dtype = scale, None if bias is None else bias.dtype
-        W = _whole(A, B, values, places, scale).to(x.dtype)
+        with full_precision(x):
+            W = _whole(A, B, values, places, scale).to(x.dtype)
         return F.linear(x, W, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
