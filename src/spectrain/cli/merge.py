@@ -134,7 +134,8 @@ def merge(
 def _merge_to_adapter(
     run: Path, out: Path, which: str | int | None, rank: int | None, energy: float | None
 ) -> None:
-    from spectrain.runs.adapter import Truncation, export_adapter
+    from spectrain.runs.adapter import export_adapter
+    from spectrain.runs.changes import Truncation
 
     asked = None if rank is None and energy is None else Truncation(rank, energy)
     done = export_adapter(run, out, which, asked)

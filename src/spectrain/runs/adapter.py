@@ -18,52 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spectrain.errors import RunError, UsageError
-from spectrain.initializers.low_rank import balanced_halves
-from spectrain.linalg import svd
-from spectrain.parametrizations.additive import Additive
+from spectrain.integrations.peft import CONFIG, ORIGIN, PREFIX, WEIGHTS
 from spectrain.parametrizations.base import Parametrization
+from spectrain.runs.changes import LayerChange, Truncation, cut, trained
 from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.directory import identity
 from spectrain.runs.export import AGREE
-from spectrain.runs.factored import choose, form_of, plain_tensor, skeleton
+from spectrain.runs.factored import choose, form_of, skeleton
 from spectrain.runs.files import read_json, write_json
 from spectrain.surgery import parametrized, require_dense
 from spectrain.tasks.finetune.base import Base
 from spectrain.tasks.finetune.options import FinetuneOptions
 
-WEIGHTS, CONFIG, ORIGIN = "adapter_model.safetensors", "adapter_config.json", "spectrain.json"
 KINDS = {"finetune": "CAUSAL_LM", "classify": "SEQ_CLS"}  # peft's names, by task
-_PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """How much of a change that has no two thin factors is kept: one of the two.
-
-    rank: singular triples of every layer. energy: the smallest rank that holds this share of the sum of
-    squared singular values. Raises UsageError unless there is exactly one, in its bounds.
-    """
-
-    rank: int | None = None
-    energy: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.rank is None) == (self.energy is None):
-            raise UsageError("give --peft-rank or --peft-energy, one of them")
-        if self.rank is not None and self.rank < 1:
-            raise UsageError(f"--peft-rank {self.rank}: it must be 1 or more")
-        if self.energy is not None and not 0 < self.energy <= 1:
-            raise UsageError(f"--peft-energy {self.energy}: it must be above 0 and at most 1")
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """What became of one layer's change D = W − W of the base model."""
-
-    name: str
-    rank: int
-    norm: float  # ‖D‖
-    left_out: float  # ‖D − B A‖; 0 where the factors are those that were trained
 
 
 @dataclass(frozen=True)
@@ -170,15 +137,15 @@ def _write(
     with safe_open(found.path / "model.safetensors", framework="pt") as file:
         for name, layer in layers.items():
             weight = model.get_parameter(f"{name}.weight")
-            exact = _trained(file, name, layer, weight)
-            B, A, scales[name], change = exact or _cut(file, name, layers, weight, truncation)
+            exact = trained(file, name, layer, weight)
+            B, A, scales[name], change = exact or cut(file, name, layers, weight, truncation)
             changes.append(change)
-            tensors[f"{_PREFIX}{name}.lora_A.weight"] = A.contiguous()
-            tensors[f"{_PREFIX}{name}.lora_B.weight"] = B.contiguous()
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = A.contiguous()
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = B.contiguous()
             product = (B @ A) * scales[name]
             weight.add_(product.mT if layer.transposed else product)
         for name, tensor in _changed(file, found, model, layers):
-            tensors[f"{_PREFIX}{name}"] = tensor
+            tensors[f"{PREFIX}{name}"] = tensor
             model.get_parameter(name).copy_(tensor)
     modules = tuple(dict.fromkeys(_module_of(n) for n in tensors if ".lora_" not in n))
     save_file(tensors, out / WEIGHTS, {"format": "pt"})
@@ -206,47 +173,6 @@ def _write(
     return adapter
 
 
-_Factors = tuple[Tensor, Tensor, float, LayerChange]  # B, A, the scale on B A
-
-
-def _trained(file: Any, name: str, layer: Parametrization, base: Tensor) -> _Factors | None:
-    """The layer's own factors, if they stand beside the base model's very weights."""
-    if not isinstance(layer, Additive):
-        return None
-    frozen, A, B = (file.get_tensor(f"{name}.{part}") for part in ("base", "A", "B"))
-    if not torch.equal(frozen.to(base.dtype), base.mT if layer.transposed else base):
-        return None
-    norm = float((B @ A).norm()) * layer.scale
-    return B, A, layer.scale, LayerChange(name, len(A), norm, 0.0)
-
-
-def _cut(
-    file: Any,
-    name: str,
-    layers: Mapping[str, Parametrization],
-    base: Tensor,
-    truncation: Truncation | None,
-) -> _Factors:
-    """The truncated SVD of the layer's change."""
-    layer = layers[name]
-    if truncation is None:
-        raise UsageError(
-            f"what {layer.method.title} has changed is no pair of thin matrices beside the base model's "
-            f"weights ({name}): say how much of its SVD to keep, by --peft-rank N or --peft-energy SHARE"
-        )
-    change = plain_tensor(file, f"{name}.weight", dict(layers)).float() - base
-    change = change.mT if layer.transposed else change
-    squares = svd(change)[1].double().square()
-    rank = truncation.rank or 1
-    if truncation.energy is not None and squares.sum():
-        shares = squares.cumsum(0) / squares.sum()
-        rank = 1 + int((shares < truncation.energy - 1e-12).sum())
-    rank = min(rank, len(squares))
-    B, A = balanced_halves(change, rank)
-    left_out = float(squares[rank:].sum().sqrt())
-    return B, A, 1.0, LayerChange(name, rank, float(squares.sum().sqrt()), left_out)
-
-
 def _changed(
     file: Any, found: Checkpoint, model: nn.Module, layers: Mapping[str, Parametrization]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -270,7 +196,7 @@ def _changed(
 
 
 def _module_of(key: str) -> str:
-    return key.removeprefix(_PREFIX).rpartition(".")[0]
+    return key.removeprefix(PREFIX).rpartition(".")[0]
 
 
 def _config(

@@ -42,7 +42,7 @@ from spectrain.runs.tensorboard import TensorBoard
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge
 from spectrain.tasks.batch import Batch
-from spectrain.tasks.task import Task
+from spectrain.tasks.task import StartsFactors, Task
 
 
 class DivergedError(RunError):
@@ -134,6 +134,8 @@ class Training:
         if start.found is not None:
             random = restore(start.found, self.model, self.optimizer, self.options.build_optimizer)
             randomness.give_back(random, self.team, seed, self.now.step)
+        elif isinstance(self.task, StartsFactors):
+            self.task.start_factors(self.model)
         if not start.is_continued:
             first = {} if start.fork else spectra(self.model, "initial", {})
             self.team.decide(
