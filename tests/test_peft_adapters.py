@@ -347,11 +347,12 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
         if not k.endswith("layers.0.self_attn.q_proj.lora_B.weight")
     }
     save_file(lacking, adapter / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match="no pair of factors for model.layers.0.self_attn.q_proj"):
+    with pytest.raises(UsageError, match=r"no pair of factors for model.layers.0.self_attn.q_proj"):
         PeftAdapter.read(adapter)
-    save_file({k: t[:, :8] for k, t in tensors.items()}, adapter / "adapter_model.safetensors")
+    short = {k: t[:, :8].contiguous() if "_A" in k else t for k, t in tensors.items()}
+    save_file(short, adapter / "adapter_model.safetensors")
     with pytest.raises(
-        UsageError, match=r"for another base model: model.layers.0.self_attn.q_proj is 16 × 16"
+        UsageError, match=r"another base model: .*0.self_attn.q_proj is 16 × 16 here"
     ):
         Adapters(AutoModelForCausalLM.from_pretrained(causal())).load("x", adapter)
     (adapter / "adapter_model.safetensors").write_bytes(b"nothing")
@@ -363,7 +364,7 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path):
     (adapter / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(UsageError, match="of the kind IA3; only LORA"):
         PeftAdapter.read(adapter)
-    with pytest.raises(UsageError, match="it has no adapter_config.json"):
+    with pytest.raises(UsageError, match=r"it has no adapter_config.json"):
         PeftAdapter.read(tmp_path)
 
 
