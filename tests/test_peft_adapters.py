@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_base import causal, encoder, options, run
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import spectrain
 from spectrain import SST, FullRank, GaLore, LoRA, ReLoRA
 from spectrain.cli.finetune import train_finetune
 from spectrain.cli.merge import merge
@@ -23,6 +24,7 @@ from spectrain.linalg import svd
 from spectrain.runs.adapter import export_adapter
 from spectrain.runs.changes import Truncation
 from spectrain.runs.export import export
+from spectrain.surgery import parametrized
 from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.task import FineTuning
 
@@ -419,3 +421,43 @@ def test_an_adapter_on_a_bf16_model_is_added_in_its_own_precision(tmp_path):
     torch.testing.assert_close(
         found.float(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max())
     )
+
+
+# --- training beside peft ----------------------------------------------------------------------
+
+
+def test_a_hundred_steps_have_the_losses_of_peft():
+    """From the same factors, on the same data: LoRA of every linear layer, AdamW, float32."""
+    torch.manual_seed(3)
+    theirs = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(causal()),
+        peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    ours = spectrain.apply(
+        AutoModelForCausalLM.from_pretrained(causal()), LoRA(4, alpha=8.0), report=None
+    )
+    ours.requires_grad_(False)
+    for name, layer in parametrized(ours):
+        for factor in ("A", "B"):
+            own = theirs.get_parameter(f"base_model.model.{name}.lora_{factor}.default.weight")
+            layer.get_parameter(factor).requires_grad_().data.copy_(own)
+        layer.note_versions()
+    trained = [p for p in theirs.parameters() if p.requires_grad]
+    runs = (
+        (theirs, torch.optim.AdamW(trained, 3e-3)),
+        (ours, torch.optim.AdamW(spectrain.param_groups(ours, 3e-3, weight_decay=0.01))),
+    )
+    batches = torch.randint(40, (4, 4, 16))
+    losses = []
+    for model, optimizer in runs:
+        model.train()
+        losses.append([])
+        for step in range(100):
+            ids = batches[step % 4]
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(float(loss.detach()))
+    assert losses[0][-1] < losses[0][0] - 0.5  # it learns
+    torch.testing.assert_close(*map(torch.tensor, losses), rtol=0.0, atol=1e-4)
