@@ -65,7 +65,7 @@ def main() -> None:
         f"{STEPS:,} steps of 512 tokens, looks at every 20th. Pearson's correlation over looks of the norm "
         "of a factor's gradient with that of the same layer's W in the full-rank run of the same seed; the "
         "mean over layers, then over seeds (± standard deviation). The same after the first tenth of the "
-        "run, in which all gradients fall.\n",
+        "run, in which they change the most.\n",
         "| method | factor | correlation | after the first tenth | published | seeds |",
         "|---|---|--:|--:|--:|--:|",
         *table(looks),
