@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from spectrain.runs.checkpoint import Checkpoint
 from spectrain.runs.directory import identity
 from spectrain.runs.export import AGREE
 from spectrain.runs.factored import choose, form_of, skeleton
-from spectrain.runs.files import read_json, write_json
+from spectrain.runs.files import new_folder, read_json, write_json
 from spectrain.surgery import parametrized, require_dense
 from spectrain.tasks.finetune.base import Base
 from spectrain.tasks.finetune.options import FinetuneOptions
@@ -85,22 +84,11 @@ def export_adapter(
     model = base.build(_classes(run, config))
     layers = dict(parametrized(skeleton(run, config, found.state(), form_of(config))))
     require_dense(layers)
-    out = out.resolve()
-    partial = out.with_name(f".partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         adapter = _write(found, base, model, layers, KINDS[config["task"]], partial, truncation)
         for path in (run / "tokenizer").glob("*.json"):
             shutil.copy2(path, partial / path.name)
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"could not write {out}: {str(error).splitlines()[0]}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return replace(adapter, directory=out)
+    return replace(adapter, directory=out.resolve())
 
 
 def _base(run: Path, config: Mapping[str, Any]) -> Base:
