@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, LOST, SST, Fira, GaLore, LoRA, LowRank, ReLoRA, SLTrain
+from spectrain import APOLLO, DCT, LOST, SST, TRP, Fira, GaLore, LoRA, LowRank, ReLoRA, SLTrain
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
-from spectrain.parametrizations.dense import Dense
+from spectrain.parametrizations.dense import Dense, Truncated
 from spectrain.parametrizations.low_rank import LowRankProduct
 from spectrain.parametrizations.low_rank_columns import LowRankColumns
 from spectrain.parametrizations.low_rank_sparse import LowRankSparse
@@ -78,6 +78,7 @@ VARIANTS: dict[str, Method] = {
     "lowrank-svd": LowRank(RANK, alpha=2.0, init="svd", restart_every=3, rewarm=2),
     "sltrain-svd": SLTrain(RANK, density=0.2, alpha=2.0, init="svd"),
     "lost-linear": LOST(RANK, density=0.3, activation="none"),
+    "trp-plain": TRP(truncate_every=3, energy=0.8, nuclear=0.0),
     "relora-prune-random": _relora(moments="prune", prune_ratio=0.5),
     "relora-prune-magnitude": _relora(moments="prune", prune="magnitude", prune_ratio=0.9),
     "relora-fresh": _relora(moments="fresh", rewarm=0),
@@ -131,6 +132,7 @@ def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDec
 # (trainable, frozen) numbers that stand for W (m, n) at rank r, from the methods' cards.
 COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], tuple[int, int]]] = {
     Dense: lambda layer, m, n, r: (m * n, 0),
+    Truncated: lambda layer, m, n, r: (m * n, m * n if layer.method.nuclear else 0),
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
     LowRankProduct: lambda layer, m, n, r: (r * (m + n), 0),
     LowRankColumns: lambda layer, m, n, r: (

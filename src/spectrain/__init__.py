@@ -20,6 +20,7 @@ from spectrain.methods.lowrank import LowRank
 from spectrain.methods.relora import ReLoRA
 from spectrain.methods.sltrain import SLTrain
 from spectrain.methods.sst import SST
+from spectrain.methods.trp import TRP
 from spectrain.surgery import apply, merge
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DCT",
     "LOST",
     "SST",
+    "TRP",
     "APOLLOMini",
     "Fira",
     "FullRank",

@@ -141,3 +141,12 @@ WELORE = Paper(
     arxiv="2407.11239",
     venue="International Conference on Machine Learning",
 )
+TRP = Paper(
+    key="xu2020trp",
+    title="TRP: Trained Rank Pruning for Efficient Deep Neural Networks",
+    authors="Xu, Yuhui and Li, Yuxi and Zhang, Shuai and Wen, Wei and Wang, Botao and Qi, Yingyong and "
+    "Chen, Yiran and Lin, Weiyao and Xiong, Hongkai",
+    year=2020,
+    arxiv="2004.14566",
+    venue="International Joint Conference on Artificial Intelligence",
+)
