@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tiny_base import causal, options
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from tuned import IDS, by_peft, logits, tuned
 
 import spectrain
@@ -183,6 +184,26 @@ def test_adapters_are_switched_and_leave_the_model_as_it_was(tmp_path):
         adapters.use("first")
     with pytest.raises(UsageError, match="there is an adapter called 'third' already"):
         adapters.load("third", third)
+
+
+def test_layers_that_store_the_transpose_are_met(tmp_path):
+    """GPT-2's Conv1D."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    kind = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False
+    )
+    made = peft.get_peft_model(copy.deepcopy(model), kind)
+    made.save_pretrained(tmp_path / "adapter")
+    adapters = Adapters(model)
+    adapters.load("one", tmp_path / "adapter")
+    adapters.use("one")
+    torch.testing.assert_close(logits(model, IDS), logits(made, IDS), rtol=1e-4, atol=1e-5)
+    spectrain.apply(model, LoRA(2, alpha=8.0), targets=r".*c_attn", report=None)
+    adapters.use(None)
+    PeftAdapter.read(tmp_path / "adapter").start(model)
+    torch.testing.assert_close(logits(model, IDS), logits(made, IDS), rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_on_a_bf16_model_is_added_in_its_own_precision(tmp_path):

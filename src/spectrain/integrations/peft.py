@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from spectrain.errors import RunError, UsageError
 from spectrain.parametrizations.additive import Additive
-from spectrain.parametrizations.base import linear_shape
+from spectrain.parametrizations.base import Parametrization, linear_shape
 from spectrain.surgery import parametrized
 
 WEIGHTS, CONFIG, ORIGIN = "adapter_model.safetensors", "adapter_config.json", "spectrain.json"
@@ -117,9 +117,12 @@ class PeftAdapter:
             if name not in modules:
                 raise UsageError(f"{self.folder} is for another base model: this one has no {name}")
             module = modules[name]
-            shape = module.out_features, module.in_features
-            if not isinstance(module, Additive):
+            if isinstance(module, Parametrization):
+                shape = module.out_features, module.in_features
+            elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 2:
                 shape = linear_shape(module)
+            else:
+                raise UsageError(f"{self.folder} changes {name}, which is no linear layer here")
             own = len(factors.B), factors.A.shape[1]
             if own != shape:
                 raise UsageError(
