@@ -19,21 +19,21 @@ def kaiming_product(layer: LowRankProduct, generator: torch.Generator) -> None:
     layer.B.copy_(kaiming_uniform((layer.out_features, layer.rank), generator, like=layer.B))
 
 
-@torch.no_grad()
 def balanced_halves(
-    weight: Tensor,  # (m, n)
+    U: Tensor,  # (k, m)
+    s: Tensor,  # (k,) descending
+    V: Tensor,  # (k, n)
     rank: int,
 ) -> tuple[Tensor, Tensor]:  # B (m, r), A (r, n)
     """U Σ^½ and Σ^½ Vᵀ of the r largest singular triples: B A is the best approximation of rank r."""
-    U, s, V = svd(working(weight))
-    root = s[:rank].sqrt()
-    return (U[:rank] * root[:, None]).mT, V[:rank] * root[:, None]
+    root = s[:rank].sqrt()[:, None]
+    return (U[:rank] * root).mT, V[:rank] * root
 
 
 @torch.no_grad()
 def truncated_svd(layer: LowRankProduct, weight: Tensor) -> None:
     """scale · B A is the best approximation of `weight` of the layer's rank, shared out evenly."""
-    B, A = balanced_halves(weight / layer.scale, layer.rank)
+    B, A = balanced_halves(*svd(working(weight) / layer.scale), layer.rank)
     layer.B.copy_(B)
     layer.A.copy_(A)
 
@@ -53,7 +53,7 @@ def random_places(layer: LowRankSparse, generator: torch.Generator) -> None:
 @torch.no_grad()
 def largest_left(layer: LowRankSparse, weight: Tensor) -> None:
     """The best approximation of `weight`, and beside it the largest entries of what it leaves."""
-    B, A = balanced_halves(weight / layer.scale, layer.A.shape[0])
+    B, A = balanced_halves(*svd(working(weight) / layer.scale), layer.A.shape[0])
     layer.B.copy_(B)
     layer.A.copy_(A)
     left = (working(weight) - layer.dense()).flatten()
@@ -71,9 +71,9 @@ def complementary_columns(layer: LowRankColumns, weight: Tensor, complement: int
     """
     W, rank = working(weight), layer.A.shape[0]
     U, s, V = svd(W)
-    root = s[:rank].sqrt()[:, None]
-    layer.B.copy_((U[:rank] * root).mT)
-    layer.A.copy_(V[:rank] * root)
+    B, A = balanced_halves(U, s, V, rank)
+    layer.B.copy_(B)
+    layer.A.copy_(A)
     rest = slice(rank, rank + complement)
     scores = (V[rest] * s[rest, None]).square().sum(0)
     chosen = scores.topk(len(layer.channels)).indices.sort().values

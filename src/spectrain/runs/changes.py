@@ -77,12 +77,13 @@ def cut(
         )
     change = plain_tensor(file, f"{name}.weight", dict(layers)).float() - base
     change = change.mT if layer.transposed else change
-    squares = svd(change)[1].double().square()
+    U, s, V = svd(change)
+    squares = s.double().square()
     rank = truncation.rank or 1
     if truncation.energy is not None and squares.sum():
         shares = squares.cumsum(0) / squares.sum()
         rank = 1 + int((shares < truncation.energy - 1e-12).sum())
     rank = min(rank, len(squares))
-    B, A = balanced_halves(change, rank)
+    B, A = balanced_halves(U, s, V, rank)
     left_out = float(squares[rank:].sum().sqrt())
     return B, A, 1.0, LayerChange(name, rank, float(squares.sum().sqrt()), left_out)
