@@ -97,13 +97,17 @@ def merge(model: Model) -> Model:
     return model
 
 
-def require_dense(layers: Mapping[str, Parametrization]) -> None:
-    """Raise UsageError, with the method's reason, if a layer is equal to no single matrix."""
+def require_dense(layers: Mapping[str, Parametrization], refused: str | None = None) -> None:
+    """Raise UsageError, with the method's reason, if a layer is equal to no single matrix.
+
+    refused: what cannot be done, in words; default: that it cannot be merged.
+    """
     for name, layer in layers.items():
         if reason := layer.method.against_merge():
+            what = refused or f"merge: {layer.method.title} cannot be merged"
             raise UsageError(
-                f"merge: {layer.method.title} cannot be merged, since {reason} ({name} is one of its "
-                "layers); keep the run, or the state dict: the model goes on from there as it is"
+                f"{what}, since {reason} ({name} is one of its layers); keep the run, or the state dict: "
+                "the model goes on from there as it is"
             )
 
 

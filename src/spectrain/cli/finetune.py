@@ -43,7 +43,7 @@ def _train_finetune(out: Path, fork: Path | None, method: str, **values: Any) ->
         ("steps", f"{result['steps']:,} ({result[unit]:,} {unit})"),
         *(_labels(result) if values["classify"] else _responses(result, out)),
     ]
-    last = [("report", str(report)), ("next", f"spectrain merge {out} --out DIR")]
+    last = [("report", str(report)), training.after(chosen, out)]
     training.summarise(console, chosen, result, scores, last)
 
 
