@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, SST, Fira, GaLore, LoRA, ReLoRA
+from spectrain import APOLLO, DCT, SST, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
@@ -21,6 +21,7 @@ from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBas
 from spectrain.parametrizations.dense import Dense
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
+from spectrain.parametrizations.switched import Switched
 
 RANK, PERIOD = 4, 3
 
@@ -93,6 +94,8 @@ VARIANTS: dict[str, Method] = {
     "fira-stagger": _fira(stagger=True, refresh_every=5),
     "apollo-tensor": APOLLO(RANK, refresh_every=3, scaling="tensor"),
     "dct-every-step": DCT(RANK),
+    "switchlora-often": SwitchLoRA(RANK, interval=2, freeze=1),
+    "switchlora-freeze": SwitchLoRA(RANK, alpha=2.0, interval=4, freeze=2, decay_steps=9),
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 
@@ -117,6 +120,7 @@ def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDec
 COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], tuple[int, int]]] = {
     Dense: lambda layer, m, n, r: (m * n, 0),
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
+    Switched: lambda layer, m, n, r: (r * (m + n), m * n),
     Spectral: lambda layer, m, n, r: (r * (m + n) + min(m, n), (min(m, n) - r) * (m + n)),
     SpectralResidual: lambda layer, m, n, r: (r * (m + n) + r, m * n),
     StoredBasis: lambda layer, m, n, r: (

@@ -17,6 +17,7 @@ from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
 from spectrain.methods.relora import ReLoRA
 from spectrain.methods.sst import SST
+from spectrain.methods.switchlora import SwitchLoRA
 from spectrain.surgery import apply, merge
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ReLoRA",
     "RunError",
     "SpectrainError",
+    "SwitchLoRA",
     "UsageError",
     "apply",
     "attach",

@@ -265,7 +265,7 @@ class Attachment:
             if reason := method.against_processes():
                 raise UsageError(f"{method.title} with several processes: {reason}")
         self.processes.require_equal(
-            torch.stack([t for layer in layers for t in (layer.seed, layer.clock)]),
+            torch.stack([number for layer in layers for number in layer.alike()]),
             "the processes' layers have different seeds or clocks, so they would draw different "
             "vectors: call torch.manual_seed with one seed everywhere before the model is built and "
             "spectrain.apply, or load the same checkpoint",

@@ -105,3 +105,27 @@ DCT_ADAMW = Paper(
     year=2025,
     arxiv="2505.17967",
 )
+SWITCHLORA = Paper(
+    key="zhou2024switchlora",
+    title="SwitchLoRA: Switched Low-Rank Adaptation Can Learn Full-Rank Information",
+    authors="Zhou, Kaiye and Wang, Shucheng and Xu, Jun",
+    year=2024,
+    arxiv="2406.06564",
+)
+TRP = Paper(
+    key="xu2020trp",
+    title="TRP: Trained Rank Pruning for Efficient Deep Neural Networks",
+    authors="Xu, Yuhui and Li, Yuxi and Zhang, Shuai and Wen, Wei and Wang, Botao and Qi, Yingyong and "
+    "Chen, Yiran and Lin, Weiyao and Xiong, Hongkai",
+    year=2020,
+    arxiv="2004.14566",
+    venue="International Joint Conference on Artificial Intelligence",
+)
+PELA = Paper(
+    key="guo2024pela",
+    title="PELA: Learning Parameter-Efficient Models with Low-Rank Approximation",
+    authors="Guo, Yangyang and Wang, Guangzhi and Kankanhalli, Mohan",
+    year=2024,
+    arxiv="2310.10700",
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+)
