@@ -95,7 +95,7 @@ VARIANTS: dict[str, Method] = {
     "apollo-tensor": APOLLO(RANK, refresh_every=3, scaling="tensor"),
     "dct-every-step": DCT(RANK),
     "switchlora-often": SwitchLoRA(RANK, interval=2, freeze=1),
-    "switchlora-freeze": SwitchLoRA(RANK, alpha=2.0, interval=4, freeze=2, decay_steps=9),
+    "switchlora-freeze": SwitchLoRA(RANK, interval=4, freeze=2, decay_steps=9),
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 

@@ -132,7 +132,7 @@ class Attachment:
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self._backward is not None and self._backward.stepping:
             return args, kwargs
-        if checks.only_makes_state(optimizer):
+        if checks.only_makes_state(optimizer) or checks.is_inner_step(optimizer):
             return args, kwargs
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:

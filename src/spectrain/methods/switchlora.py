@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -100,20 +101,17 @@ class SwitchLoRA(Method):
             if count:
                 rows, columns = layer.switch(count)
                 # ∂L/∂b_k is a multiple of x a_k, which is new; that of a_k still is one of b_k.
-                for factor, age, index, dim in (
-                    (layer.B, "age_B", rows, 1),
-                    (layer.A, "age_A", columns, 0),
-                ):
-                    moments.clear(factor, index, dim)
-                    layer.hosted[age][index] = -self.freeze
+                moments.clear(layer.B, rows, dim=1)
+                moments.clear(layer.A, columns, dim=0)
+                layer.column_age[rows] = layer.row_age[columns] = -self.freeze
             layer.hold()
 
     def after_update(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
         for layer in cast(Layers, layers):
-            for factor, age, dim in ((layer.A, "age_A", 0), (layer.B, "age_B", 1)):
+            for factor, age, dim in ((layer.A, layer.row_age, 0), (layer.B, layer.column_age, 1)):
                 if factor.grad is not None:  # without one the optimizer left it out
-                    layer.hosted[age] += 1
-                    correct_bias(factor, moments, layer.hosted[age], dim)
+                    age.add_(1)
+                    correct_bias(factor, moments, age, dim)
             for factor, dim, index in layer.put_back():
                 moments.clear(factor, index, dim)  # of coupled weight decay
 
@@ -126,9 +124,9 @@ class SwitchLoRA(Method):
         if layer.rank == layer.size:
             return 0
         decay = self.decay_steps or PUBLISHED_DECAY
-        exact = layer.rank / self.interval * SHRUNK ** min((clock + 1) / decay, 1e3)
+        exact = layer.rank / self.interval * math.exp((clock + 1) / decay * math.log(SHRUNK))
         draw = torch.rand((), generator=seeded_generator(layer.known_seed, clock), device="cpu")
-        count = int(exact) + (float(draw) < exact % 1)
+        count = int(exact) + (float(draw) < exact % 1.0)
         return min(count, layer.rank // 2 - layer.frozen)
 
     def schedule_text(self) -> str:

@@ -151,6 +151,11 @@ class Parametrization(nn.Module):
                 self.hosted[name] = torch.empty_like(tensor, device=place)
         return self
 
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """What is in the state dict is found by its name: torch.distributed.checkpoint looks for it."""
+        hosted = self.__dict__.get("hosted", {})
+        return hosted[name] if name in hosted else super().__getattr__(name)
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -160,7 +165,7 @@ class Parametrization(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         self._buffers.update(self.hosted)  # for the call, so that torch checks and copies them
         try:
-            super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+            super()._load_from_state_dict(*args)
         finally:
             for name, tensor in self.hosted.items():
                 self.hosted[name] = self._buffers.pop(name).to(tensor.device)  # type: ignore[union-attr]

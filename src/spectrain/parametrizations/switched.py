@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 class Switched(Additive):
     """W = W₀ + scale · B A, where a row of A and a column of B each stand for a slot of their pool.
 
-    In host memory (`hosted`) are the pools of k = min(m, n) slots, `pool_A` (k, n) and `pool_B` (k, m);
-    `age_A` and `age_B` (r,), for each vector the updates since its moments were zero, below zero while
+    In host memory (`hosted`) are the pools of k = min(m, n) slots, `row_pool` (k, n) and `column_pool` (k, m);
+    `row_age` and `column_age` (r,), for each vector the updates since its moments were zero, below zero while
     it is frozen; `switched` (), the rows of A that were exchanged so far, and columns of B as many.
     Rows, columns and slots are taken in turn, so this number says all: the next ones are row `switched`
     and column r/2 + `switched`, which leave slot `switched` for slot r + `switched`.
     """
+
+    row_pool: Tensor
+    column_pool: Tensor
+    row_age: Tensor
+    column_age: Tensor
+    switched: Tensor
 
     def __init__(self, linear: nn.Module, method: Method, *, rank: int, scale: float) -> None:
         super().__init__(linear, method, rank=rank, scale=scale)
@@ -31,10 +37,10 @@ class Switched(Additive):
         like = torch.empty(0, dtype=self.A.dtype, device=place)
         number = torch.empty(0, dtype=torch.int64, device=place)
         self.hosted = {
-            "pool_A": like.new_zeros(self.size, self.in_features),
-            "pool_B": like.new_zeros(self.size, self.out_features),
-            "age_A": number.new_zeros(rank),
-            "age_B": number.new_zeros(rank),
+            "row_pool": like.new_zeros(self.size, self.in_features),
+            "column_pool": like.new_zeros(self.size, self.out_features),
+            "row_age": number.new_zeros(rank),
+            "column_age": number.new_zeros(rank),
             "switched": number.new_zeros(()),
         }
         self._known_seed: int | None = None
@@ -56,11 +62,11 @@ class Switched(Additive):
     @property
     def frozen(self) -> int:
         """How many rows of A are frozen, and as many columns of B."""
-        return int((self.hosted["age_B"] < 0).sum())
+        return int((self.column_age < 0).sum())
 
     def _turn(self, count: int, back: int = 0) -> tuple[Tensor, Tensor]:
         """The next `count` rows of A and columns of B, from `back` before the next one on."""
-        turns = int(self.hosted["switched"]) - back + torch.arange(count, device="cpu")
+        turns = int(self.switched) - back + torch.arange(count, device="cpu")
         return turns % self.rank, (turns + self.rank // 2) % self.rank
 
     @torch.no_grad()
@@ -68,9 +74,8 @@ class Switched(Additive):
         """Copy the first slots of the pools into the factors, and take scale · B A out of W₀."""
         slots = torch.arange(self.rank, device="cpu")
         rows, columns = self._turn(self.rank)
-        pool_A, pool_B = self.hosted["pool_A"], self.hosted["pool_B"]
-        self.A[rows.to(self.A.device)] = pool_A[slots].to(self.A)
-        self.B[:, columns.to(self.B.device)] = pool_B[slots].mT.to(self.B)
+        self.A[rows.to(self.A.device)] = self.row_pool[slots].to(self.A)
+        self.B[:, columns.to(self.B.device)] = self.column_pool[slots].mT.to(self.B)
         self._add(-self.B.detach(), self.A.detach())
 
     @torch.no_grad()
@@ -81,7 +86,7 @@ class Switched(Additive):
         columns: no vector of either kind is the counterpart of one of the other. Returns the numbers
         of the rows and of the columns.
         """
-        start = int(self.hosted["switched"])
+        start = int(self.switched)
         slots = (start + torch.arange(count, device="cpu")) % self.size
         others = (slots + self.rank) % self.size
         rows, columns = self._turn(count)
@@ -89,15 +94,17 @@ class Switched(Additive):
         A, B = whole(self.A.detach()), whole(self.B.detach())
         here, there = rows.to(A.device), columns.to(A.device)
         a, b = A[here], B[:, there]
-        pool_A, pool_B = self.hosted["pool_A"], self.hosted["pool_B"]
-        pool_A[slots], pool_B[slots] = a.to(pool_A), b.mT.to(pool_B)
-        c, d = pool_A[others].to(A), pool_B[others].mT.to(B)
+        self.row_pool[slots], self.column_pool[slots] = (
+            a.to(self.row_pool),
+            b.mT.to(self.column_pool),
+        )
+        c, d = self.row_pool[others].to(A), self.column_pool[others].mT.to(B)
         self._add(torch.cat((B[:, here], b - d), dim=1), torch.cat((a - c, A[there])))
         A[here], B[:, there] = c, d
         if is_sharded(self.A):
             write_back(A, self.A)
             write_back(B, self.B)
-        self.hosted["switched"] += count
+        self.switched.add_(count)
         return rows, columns
 
     def _add(self, left: Tensor, right: Tensor) -> None:
