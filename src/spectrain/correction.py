@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW
 
-from spectrain.linalg import working
 from spectrain.moments import Moments
 from spectrain.sharding import replicated
 
@@ -37,17 +36,18 @@ def correct_bias(
     group = moments.group(parameter)
     first = state["exp_avg"]
     second = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-    step = torch.as_tensor(state["step"]).to(parameter.device)
-    own = torch.minimum(
-        replicated(ages.to(parameter.device), parameter), replicated(step, parameter)
-    )
-    view = (-1, 1) if dim == 0 else (1, -1)
-    root, rate = second.sqrt(), group["lr"]
-    for sign, steps in ((1, replicated(step, parameter)), (-1, own.clamp(min=1).view(view))):
-        numbers = working(steps)
-        weights = [-torch.expm1(numbers * _log(float(beta))) for beta in group["betas"]]
-        divisor = (root / weights[1].sqrt()).add_(group["eps"]).mul_(weights[0])
-        parameter.add_((first / divisor).mul_(rate), alpha=sign)
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    step = replicated(torch.as_tensor(state["step"]).to(parameter.device, dtype), parameter)
+    own = torch.minimum(replicated(ages.to(parameter.device), parameter), step)
+    root, betas = second.sqrt(), group["betas"]
+
+    def divisor(steps: Tensor) -> Tensor:
+        weights = [-torch.expm1(steps * _log(float(beta))) for beta in betas]
+        return (root / weights[1].sqrt()).add_(group["eps"]).mul_(weights[0])
+
+    taken = first / divisor(step)
+    due = first / divisor(own.clamp(min=1).view((-1, 1) if dim == 0 else (1, -1)))
+    parameter.add_(taken.sub_(due).mul_(group["lr"]))
 
 
 def _log(beta: float) -> float:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class Switched(Additive):
     """W = W₀ + scale · B A, where a row of A and a column of B each stand for a slot of their pool.
 
-    In host memory (`hosted`) are the pools of k = min(m, n) slots, `row_pool` (k, n) and `column_pool` (k, m);
-    `row_age` and `column_age` (r,), for each vector the updates since its moments were zero, below zero while
-    it is frozen; `switched` (), the rows of A that were exchanged so far, and columns of B as many.
-    Rows, columns and slots are taken in turn, so this number says all: the next ones are row `switched`
-    and column r/2 + `switched`, which leave slot `switched` for slot r + `switched`.
+    In host memory (`hosted`) are the pools of k = min(m, n) slots, `row_pool` (k, n) and `column_pool`
+    (k, m); `row_age` and `column_age` (r,), for each vector the updates since its moments were zero,
+    below zero while it is frozen; `switched` (), the rows of A exchanged so far, and columns of B as
+    many. Rows, columns and slots are taken in turn, so this number says all: the next ones are row
+    `switched` and column r/2 + `switched`, which leave slot `switched` for slot r + `switched`.
     """
 
     row_pool: Tensor
