@@ -24,4 +24,5 @@ def uniform_pools(layer: Switched, generator: torch.Generator) -> None:
     for name, deviation in deviations.items():
         pool = layer.hosted[name]
         pool.copy_(uniform(tuple(pool.shape), math.sqrt(3) * deviation, generator, like=pool))
-    layer.load_slots()
+    if not layer.row_pool.is_meta:
+        layer.load_slots()
