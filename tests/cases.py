@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, SST, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
+from spectrain import APOLLO, DCT, SST, TRP, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
@@ -96,6 +96,8 @@ VARIANTS: dict[str, Method] = {
     "dct-every-step": DCT(RANK),
     "switchlora-often": SwitchLoRA(RANK, interval=2, freeze=1),
     "switchlora-freeze": SwitchLoRA(RANK, interval=4, freeze=2, decay_steps=9),
+    "trp-nuclear": TRP(truncate_every=3, energy=0.7, nuclear=0.1),
+    "trp-plain": TRP(truncate_every=2, energy=0.8, nuclear=0.0),
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 

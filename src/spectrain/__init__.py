@@ -18,12 +18,14 @@ from spectrain.methods.lora import LoRA
 from spectrain.methods.relora import ReLoRA
 from spectrain.methods.sst import SST
 from spectrain.methods.switchlora import SwitchLoRA
+from spectrain.methods.trp import TRP
 from spectrain.surgery import apply, merge
 
 __all__ = [
     "APOLLO",
     "DCT",
     "SST",
+    "TRP",
     "APOLLOMini",
     "Fira",
     "FullRank",
