@@ -43,7 +43,8 @@ def correct_bias(
 
     def divisor(steps: Tensor) -> Tensor:
         weights = [-torch.expm1(steps * _log(float(beta))) for beta in betas]
-        return (root / weights[1].sqrt()).add_(group["eps"]).mul_(weights[0])
+        roots: Tensor = root / weights[1].sqrt()
+        return roots.add_(group["eps"]).mul_(weights[0])
 
     taken = first / divisor(step)
     due = first / divisor(own.clamp(min=1).view((-1, 1) if dim == 0 else (1, -1)))
