@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, SST, TRP, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
+from spectrain import APOLLO, DCT, PELA, SST, TRP, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
 from spectrain.parametrizations.dense import Dense
+from spectrain.parametrizations.distilled import Distilled
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
 from spectrain.parametrizations.switched import Switched
@@ -98,6 +99,7 @@ VARIANTS: dict[str, Method] = {
     "switchlora-freeze": SwitchLoRA(RANK, interval=4, freeze=2, decay_steps=9),
     "trp-nuclear": TRP(truncate_every=3, energy=0.7, nuclear=0.1),
     "trp-plain": TRP(truncate_every=2, energy=0.8, nuclear=0.0),
+    "pela-feature": PELA(RANK, perturbation=0.0, feature=3.0),
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 
@@ -122,6 +124,7 @@ def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDec
 COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], tuple[int, int]]] = {
     Dense: lambda layer, m, n, r: (m * n, 0),
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
+    Distilled: lambda layer, m, n, r: (r * (m + n), m * n),
     Switched: lambda layer, m, n, r: (r * (m + n), m * n),
     Spectral: lambda layer, m, n, r: (r * (m + n) + min(m, n), (min(m, n) - r) * (m + n)),
     SpectralResidual: lambda layer, m, n, r: (r * (m + n) + r, m * n),

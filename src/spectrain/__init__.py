@@ -15,6 +15,7 @@ from spectrain.methods.fira import Fira
 from spectrain.methods.full import FullRank
 from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
+from spectrain.methods.pela import PELA
 from spectrain.methods.relora import ReLoRA
 from spectrain.methods.sst import SST
 from spectrain.methods.switchlora import SwitchLoRA
@@ -24,6 +25,7 @@ from spectrain.surgery import apply, merge
 __all__ = [
     "APOLLO",
     "DCT",
+    "PELA",
     "SST",
     "TRP",
     "APOLLOMini",
