@@ -21,7 +21,7 @@ Layers = Sequence[Distilled]
 @register
 @dataclass(frozen=True)
 class PELA(Method):
-    """W = B A, the pretrained weight's best approximation at the start, distilled from it (Guo et al. 2024).
+    """W = B A, at first the pretrained weight's best approximation, distilled from it (Guo et al. 2024).
 
     The frozen weight stays beside the factors as their teacher, until they are merged. To the loss that
     the loop computes come, as gradients right before the update: `feature` times the mean squared
