@@ -66,7 +66,8 @@ def test_the_function_is_kept_and_merging_gives_it_back(method):
     assert len(list(parametrized(net))) == 6  # two convolutions, four maps of the attention
     rounded = getattr(method, "frozen_dtype", None) == "bfloat16"
     how = {"rtol": 0.05, "atol": 0.05} if rounded else {}
-    torch.testing.assert_close(net(x, mean), before, **how)
+    if method.keeps_function:
+        torch.testing.assert_close(net(x, mean), before, **how)
     for _, layer in parametrized(net):
         disturb(layer, 0.01)
         layer.note_versions()  # no training that went unseen

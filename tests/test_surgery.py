@@ -91,10 +91,11 @@ def test_a_layer_that_stands_in_two_places_is_exchanged_in_both(method):
     x = torch.randn(4, 6)
     spectrain.apply(net, method, report=None)
     assert net.first is net.blocks[0] is net.blocks[2]
-    torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
-    net(x).sum().backward()
-    plain(x).sum().backward()
-    torch.testing.assert_close(net.first.bias.grad, plain.first.bias.grad, rtol=1e-4, atol=1e-5)
+    if method.keeps_function:
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
+        net(x).sum().backward()
+        plain(x).sum().backward()
+        torch.testing.assert_close(net.first.bias.grad, plain.first.bias.grad, rtol=1e-4, atol=1e-5)
     spectrain.merge(net)
     assert net.first is net.blocks[0] is net.blocks[2]
     assert list(net.state_dict()) == list(plain.state_dict())

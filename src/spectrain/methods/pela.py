@@ -78,9 +78,8 @@ class PELA(Method):
         )
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
-        if self.feature or self.perturbation:
-            for layer in cast(Layers, layers):
-                layer.listen()
+        for layer in cast(Layers, layers):
+            layer.gather(bool(self.feature or self.perturbation))
 
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
