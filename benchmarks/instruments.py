@@ -1,12 +1,13 @@
 """What the instruments cost: a look over a step, and a share of training at the default period.
 
-    python benchmarks/instruments.py           about three minutes
+    python benchmarks/instruments.py           about five minutes
     python benchmarks/instruments.py --quick   half a minute
 
-Steps of LLaMA blocks with and without a look take turns, in random order, so that a drift of the machine's
-speed hits both; the ratio is that of medians. By default a run has a hundred looks (one at every 20th step
-in runs of 2,000 steps or fewer). What events and spectra take is not in it: a row of an event is a
-division for each kind, spectra come 16 times in a run. Writes results/instruments.md.
+Steps of LLaMA blocks with and without a look take turns, two of them a pair in random order, so that a
+drift of the machine's speed hits both; what a look costs is the median difference of a pair over the
+median step. By default a run has a hundred looks (one at every 20th step in runs of 2,000 steps or fewer).
+What events and spectra take is not in it: a row of an event is a division for each kind, spectra come 16
+times in a run. Writes results/instruments.md.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -29,21 +31,33 @@ from spectrain.runs.options import RunOptions
 HERE = Path(__file__).parent
 ARMS: dict[str, Method] = {
     "Full rank": FullRank(),
-    "LoRA, r = 32": LoRA(32),
-    "GaLore, r = 32": GaLore(32),
-    "SST, r = 32": SST(32),
+    "LoRA": LoRA(16),
+    "GaLore": GaLore(16),
+    "SST": SST(16),
 }
-TOKENS = 2048
 PERIOD = 20  # the shortest that is default
 
 
-def measured(method: Method, rounds: int) -> tuple[float, float]:
-    """Median seconds of a step without a look, and of one with it."""
+@dataclass(frozen=True)
+class Size:
+    """Of a model and its batches."""
+
+    dim: int
+    blocks: int
+    tokens: int
+    pairs: int
+
+
+SIZES = (Size(64, 2, 512, 200), Size(256, 4, 2048, 40))
+
+
+def measured(method: Method, size: Size) -> tuple[float, list[float]]:
+    """Median seconds of a step without a look, and what looks have added to each of the others."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=4,
+        hidden_size=size.dim,
+        intermediate_size=size.dim * 43 // 16,
+        num_hidden_layers=size.blocks,
         num_attention_heads=4,
         vocab_size=1024,
     )
@@ -52,10 +66,10 @@ def measured(method: Method, rounds: int) -> tuple[float, float]:
     spectrain.attach(model, optimizer)
     options = RunOptions(steps=10**6, look_every=1)
     watch = Instruments(model, options, 1, lambda **row: None, [], lambda said: None, True)
-    ids = torch.randint(1024, (TOKENS // 256, 256))
+    ids = torch.randint(1024, (size.tokens // 128, 128))
     times: dict[bool, list[float]] = {True: [], False: []}
     order = random.Random(0)
-    for i in range(3 + 2 * rounds):
+    for i in range(3 + size.pairs):
         pair = [True, False] if i < 3 else order.sample([True, False], 2)
         for look in pair:
             begun = time.perf_counter()
@@ -68,7 +82,7 @@ def measured(method: Method, rounds: int) -> tuple[float, float]:
             optimizer.zero_grad()
             if i >= 3:
                 times[look].append(time.perf_counter() - begun)
-    return median(times[False]), median(times[True])
+    return median(times[False]), [a - b for a, b in zip(times[True], times[False], strict=True)]
 
 
 def main() -> None:
@@ -77,20 +91,23 @@ def main() -> None:
     given = parser.parse_args()
     lines = [
         "# What the instruments cost\n",
-        f"Made by `python benchmarks/instruments.py`: LLaMA, 4 blocks, d = 256, {TOKENS:,} tokens a step, "
-        f"float32, {torch.get_num_threads()} threads. By default runs of up to 2,000 steps have a look at "
-        f"every {PERIOD}th step, longer ones a hundred looks in all.\n",
-        "| method | ms a step | with a look | ratio | cost at every 20th step | at every 100th |",
-        "|---|--:|--:|--:|--:|--:|",
+        "Made by `python benchmarks/instruments.py`: LLaMA blocks, r = 16, float32, "
+        f"{torch.get_num_threads()} threads. By default runs of up to 2,000 steps have a look at every "
+        f"{PERIOD}th step, longer ones a hundred looks in all. ± is half the distance between the "
+        "quartiles of single differences.\n",
+        "| d, blocks, tokens | method | ms a step | ms a look | cost at every 20th step | at every 100th |",
+        "|---|---|--:|--:|--:|--:|",
     ]
-    for name, method in ARMS.items():
-        plain, look = measured(method, 2 if given.quick else 15)
-        extra = look / plain - 1
-        lines.append(
-            f"| {name} | {1e3 * plain:.0f} | {1e3 * look:.0f} | {look / plain:.3f} | "
-            f"{100 * extra / PERIOD:.2f} % | {extra:.2f} % |"
-        )
-        print(lines[-1], flush=True)
+    for size in SIZES:
+        for name, method in ARMS.items():
+            step, looks = measured(method, replace(size, pairs=3) if given.quick else size)
+            low, middle, high = (1e3 * value for value in quantiles(looks))
+            share = 0.1 * middle / step  # in per cent
+            lines.append(
+                f"| {size.dim}, {size.blocks}, {size.tokens:,} | {name} | {1e3 * step:.1f} | "
+                f"{middle:.2f} ± {(high - low) / 2:.2f} | {share / PERIOD:.2f} % | {share / 100:.2f} % |"
+            )
+            print(lines[-1], flush=True)
     (HERE / "results" / "instruments.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -43,8 +43,8 @@ OPTIONS = (
     *("--relora.merge-every", "50", "--relora.rewarm", "5"),
     *("--galore.refresh-every", "50", "--galore.scale", "1.0"),
     # As many rates for each; those of full rank and GaLore, whose rate is that of W itself, are lower.
-    *("--lr-ordinary", "2e-3", "--sweep-lr", "2e-3,4e-3,8e-3"),
-    *("--full.sweep-lr", "1e-3,2e-3,4e-3", "--galore.sweep-lr", "1e-3,2e-3,4e-3"),
+    *("--lr-ordinary", "8e-3", "--sweep-lr", "8e-3,1.6e-2,3.2e-2"),
+    *("--full.sweep-lr", "4e-3,8e-3,1.6e-2", "--galore.sweep-lr", "4e-3,8e-3,1.6e-2"),
 )
 ARMS = {
     "full": "Full rank",

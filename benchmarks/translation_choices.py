@@ -43,7 +43,7 @@ ARMS = {
     **{f"round {n}": replace(BASE, iterations_per_round=n) for n in (1, 2, 16)},
 }
 STUDY = Study(
-    "choices of SST", {name.replace(" ", "-"): arm for name, arm in ARMS.items()}, STEPS, 8e-3, 2
+    "choices of SST", {name.replace(" ", "-"): arm for name, arm in ARMS.items()}, STEPS, 1.6e-2, 2
 )
 OPTIONS = {"dim": 64, "layers": 3, "heads": 4, "vocab_size": 4000, "batch_tokens": 1024}
 
@@ -61,7 +61,7 @@ def main() -> None:
         task = Translation.load(
             TranslateOptions(data=str(given.data), test_set="test_2016_flickr", **OPTIONS)
         )
-        run(STUDY, given.out, task, Console(), (2e-3,), exclude="head", clip=1.0)
+        run(STUDY, given.out, task, Console(), (8e-3,), exclude="head", clip=1.0)
     rows = table(STUDY, given.out, {BLEU: "{:.2f}".format, LOSS: "{:.4f}".format})
     lines = [
         "# Choices of SST, on translation\n",

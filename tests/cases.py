@@ -7,19 +7,37 @@ adds instances whose options change what the method does.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping
 
 import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, PELA, SST, TRP, Fira, GaLore, LoRA, ReLoRA, SwitchLoRA
+from spectrain import (
+    APOLLO,
+    DCT,
+    LOST,
+    PELA,
+    SST,
+    TRP,
+    Fira,
+    GaLore,
+    LoRA,
+    LowRank,
+    ReLoRA,
+    SLTrain,
+    SwitchLoRA,
+)
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
 from spectrain.parametrizations.dense import Dense
 from spectrain.parametrizations.distilled import Distilled
+from spectrain.parametrizations.low_rank import LowRankProduct
+from spectrain.parametrizations.low_rank_columns import LowRankColumns
+from spectrain.parametrizations.low_rank_sparse import LowRankSparse
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
 from spectrain.parametrizations.switched import Switched
@@ -73,6 +91,9 @@ VARIANTS: dict[str, Method] = {
     "lora-alpha": LoRA(RANK, alpha=2.0),
     "rslora": LoRA(RANK, alpha=3.0, scaling="rslora"),
     "lora-dropout": LoRA(RANK, alpha=2.0, dropout=0.3),
+    "lowrank-svd": LowRank(RANK, alpha=2.0, init="svd", restart_every=3, rewarm=2),
+    "sltrain-svd": SLTrain(RANK, density=0.2, alpha=2.0, init="svd"),
+    "lost-linear": LOST(RANK, density=0.3, activation="none"),
     "relora-prune-random": _relora(moments="prune", prune_ratio=0.5),
     "relora-prune-magnitude": _relora(moments="prune", prune="magnitude", prune_ratio=0.9),
     "relora-fresh": _relora(moments="fresh", rewarm=0),
@@ -103,12 +124,20 @@ VARIANTS: dict[str, Method] = {
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 
-CASES: dict[str, Method] = {name: small(cls) for name, cls in registered().items()} | VARIANTS
+DEFAULTS: dict[str, Method] = {name: small(cls) for name, cls in registered().items()}
+CASES: dict[str, Method] = DEFAULTS | VARIANTS
 
 every_method = pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
-every_default = pytest.mark.parametrize(
-    "method", [small(cls) for cls in registered().values()], ids=registered().keys()
-)
+every_default = pytest.mark.parametrize("method", DEFAULTS.values(), ids=DEFAULTS.keys())
+
+
+def _with_matrix(cases: Mapping[str, Method]) -> pytest.MarkDecorator:
+    """`method`, of those whose layers are equal to a matrix W, and so can be merged."""
+    chosen = {name: method for name, method in cases.items() if not method.against_merge()}
+    return pytest.mark.parametrize("method", chosen.values(), ids=chosen.keys())
+
+
+every_matrix, every_default_matrix = _with_matrix(CASES), _with_matrix(DEFAULTS)
 
 
 def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDecorator:
@@ -126,6 +155,12 @@ COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], t
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
     Distilled: lambda layer, m, n, r: (r * (m + n), m * n),
     Switched: lambda layer, m, n, r: (r * (m + n), m * n),
+    LowRankProduct: lambda layer, m, n, r: (r * (m + n), 0),
+    LowRankColumns: lambda layer, m, n, r: (
+        r * (m + n) + m * math.ceil(layer.method.density * n),
+        0,
+    ),
+    LowRankSparse: lambda layer, m, n, r: (r * (m + n) + int(layer.method.density * m * n), 0),
     Spectral: lambda layer, m, n, r: (r * (m + n) + min(m, n), (min(m, n) - r) * (m + n)),
     SpectralResidual: lambda layer, m, n, r: (r * (m + n) + r, m * n),
     StoredBasis: lambda layer, m, n, r: (

@@ -31,7 +31,7 @@ def mask(vectors: list[int]) -> str:
 
 def rows(steps: int = 400) -> list[dict]:
     """In the order of steps: draws every 40 of them, re-decomposed every 200, looks every 20."""
-    found = [{"step": 0, "spectra": _spectra(0)}, _draw(0)]
+    found = [_spectra(0), _draw(0)]
     for step in range(20, steps + 1, 20):
         looks = {
             layer: {
@@ -51,7 +51,7 @@ def rows(steps: int = 400) -> list[dict]:
         if step % 200 == 0:
             found.append({"step": step, "event": "redecompose", "layers": len(LAYERS)})
         if step % 50 == 0:
-            found.append({"step": step, "spectra": _spectra(step)})
+            found.append(_spectra(step))
     return found
 
 
@@ -65,10 +65,11 @@ def _draw(step: int) -> dict:
 
 
 def _spectra(step: int) -> dict:
-    return {
+    values = {
         layer: [float(f"{singular(step, place, i):.4g}") for i in range(VECTORS)]
         for place, layer in enumerate(LAYERS)
     }
+    return {"step": step, "spectra": values, "of": dict.fromkeys(LAYERS, VECTORS)}
 
 
 def write_dynamics(directory: Path, steps: int = 400) -> None:

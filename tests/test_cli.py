@@ -201,7 +201,7 @@ LM = ("train", "lm", *TINY, "--data", "prose.txt", "--out", "run")
         ([*LM, "--method", "full", "--out", "."], r"is not empty and has no config.json"),
         (["merge", "prose.txt", "--out", "x"], r"prose.txt is no run of spectrain"),
         (["merge", "nowhere", "--out", "x"], r"nowhere is no run of spectrain"),
-        (["merge", "nowhere"], r"Missing option '--out'"),
+        (["merge", "nowhere"], r"give --out DIR for an ordinary model or --peft DIR"),
         (["report"], r"Missing argument 'RUN\.\.\.'"),
         (["report", "nowhere"], r"nowhere holds no run and no comparison: it has no config.json"),
         (["report", "prose.txt"], r"prose.txt holds no run and no comparison"),

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from cases import PERIOD, RANK, every_default, every_method
+from cases import PERIOD, RANK, every_default, every_default_matrix, every_method
 from torch.nn import functional as F
 from toys import Training, batch, make_net, same
 
@@ -86,7 +86,7 @@ def test_an_overflow_step_under_a_grad_scaler_never_happened(method, skipped_at,
         torch.testing.assert_close(interrupted[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@every_default
+@every_default_matrix
 def test_two_optimizers_tick_once(method):
     """Muon takes matrices only: a second optimizer steps the vectors."""
     net = spectrain.apply(make_net(), method, report=None)

@@ -87,6 +87,11 @@ def test_resume():
     assert "identical, bit for bit" in run(command)
 
 
+def test_adapters():
+    (command,) = commands(ROOT / "examples" / "adapters.py")
+    assert "alone again, bit for bit: True" in run(command)
+
+
 @pytest.mark.slow
 def test_muon_and_adamw():
     (command,) = commands(ROOT / "examples" / "muon_and_adamw.py")

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from cases import CASES, every_default
+from cases import CASES, every_default_matrix
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import OPT, last, make_task, run
@@ -82,7 +82,7 @@ def check(tmp_path, method, task):
     assert tokenizer.decode(tokenizer("the cat sat").input_ids) == "the cat sat"
 
 
-@every_default
+@every_default_matrix
 def test_every_method_merges_into_an_ordinary_llama(tmp_path, method):
     check(tmp_path, method, make_task())
 
@@ -92,7 +92,7 @@ def test_so_do_their_variants(tmp_path, method):
     check(tmp_path, method, make_task())
 
 
-@every_default
+@every_default_matrix
 def test_an_opt_with_biases_and_tied_embeddings_stays_tied(tmp_path, method):
     check(tmp_path, method, make_task("opt-125m", OPT))
     model = loaded(tmp_path / "out")

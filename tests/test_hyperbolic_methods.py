@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from cases import every_default, every_method
+from cases import every_default_matrix, every_matrix, every_method
 from torch import nn
 from torch.func import functional_call
 from toys import disturb, same
@@ -57,7 +57,7 @@ def optimizers(net, lr=0.01):
     return [torch.optim.AdamW(others), RiemannianAdam(points)]
 
 
-@every_method
+@every_matrix
 def test_the_function_is_kept_and_merging_gives_it_back(method):
     net, x, mean, _ = make()
     keys = {name: tensor.shape for name, tensor in net.state_dict().items()}
@@ -78,7 +78,7 @@ def test_the_function_is_kept_and_merging_gives_it_back(method):
     assert {name: tensor.shape for name, tensor in net.state_dict().items()} == keys
 
 
-@every_default
+@every_default_matrix
 def test_gradients_are_those_of_the_dense_map(method):
     """Through the hyperboloid: the gradients of inputs, biases, scales and points."""
     net, x, mean, labels = make()

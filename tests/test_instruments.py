@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from cases import every_default
-from tiny import Recorder, make_task, run
+from tiny import Recorder, make_task, run, stopped_at
 from torch import nn
 
 import spectrain
@@ -150,7 +151,34 @@ def test_the_alarm_waits_for_three_looks_and_forgets():
     assert heard == [[], [], [], [], [], [], ["a"]]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"gradient": {"A": 1e-6, "B": 1e-6}, "norm": {"A": 1.0, "B": 0.5}},  # converged
+        {"gradient": {"A": 0.0, "B": 0.0}, "norm": {"A": 1.0, "B": 0.0}},  # the layer is not used
+        {"gradient": {"A": 1.0, "B": 2.0}, "norm": {"A": 1e-6, "B": 0.5}},  # A is small and moves B
+    ],
+    ids=["converged", "unused", "small"],
+)
+def test_the_alarm_is_silent_elsewhere(end):
+    alarm = SaddleAlarm()
+    begin = {"gradient": {"A": 1.0, "B": 2.0}, "norm": {"A": 1.0, "B": 0.5}}
+    assert not any(alarm.hear({"a": values}) for values in (begin, *[end] * 5))
+
+
 # --- events, samples, spectra ------------------------------------------------------------------
+
+
+def test_of_a_whole_matrix_a_look_copies_few_rows():
+    torch.manual_seed(0)
+    model = spectrain.apply(nn.Sequential(nn.Linear(8, 1000)), FullRank(), report=None)
+    instruments = Instruments(
+        model, RunOptions(steps=9, look_every=1), 0, lambda **row: None, [], print, True
+    )
+    model(torch.randn(4, 8)).square().mean().backward()
+    instruments.before_update(1)
+    assert sum(copy.numel() for copy in instruments._before.were) == 67 * 8  # every 15th of 1000
+    assert all(part._base is not None for part in instruments._before.parts)
 
 
 def test_samples_are_the_triples_that_train():
@@ -277,6 +305,25 @@ def test_tensorboard_has_the_rows(tmp_path):
     assert [event.step for event in events.Scalars("loss")] == [row["step"] for row in rows]
     values = [event.value for event in events.Scalars("loss")]
     assert values == pytest.approx([row["loss"] for row in rows], rel=1e-6)
+
+
+def test_what_is_watched_may_differ_when_a_run_goes_on(tmp_path):
+    stopped_at(tmp_path, LoRA(2), 5)
+    finished = run(tmp_path, LoRA(2), steps=12, look_every=3)
+    assert finished["steps"] == 12
+    assert [row["step"] for row in seen(tmp_path, "layers")][-1] > 6
+
+
+def test_checkpoints_from_before_the_instruments_go_on(tmp_path):
+    stopped_at(tmp_path, LoRA(2), 5, look_every=0)
+    (newest,) = (tmp_path / "checkpoints").iterdir()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"]["dynamics.jsonl"]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    (newest / "dynamics.jsonl").unlink()
+    view = Recorder()
+    run(tmp_path, LoRA(2), steps=12, view=view)
+    assert not any("passed over" in sentence for sentence in view.said)
 
 
 def test_without_tensorboard_the_flag_is_refused(monkeypatch):

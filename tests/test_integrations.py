@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import RANK, VARIANTS, every_default
+from cases import RANK, VARIANTS, every_default_matrix
 from safetensors.torch import load_file
 from tiny import causal_model
 from tokenizers import Tokenizer, models
@@ -77,7 +77,7 @@ def result(trained):
     return [trained.model.state_dict(), trained.optimizer.state_dict(), losses]
 
 
-@every_default
+@every_default_matrix
 def test_trainer_resumes_exactly(method, tmp_path, only_safe_loading):
     unbroken = trainer(tmp_path, method, save_steps=1)
     unbroken.train()

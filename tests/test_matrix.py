@@ -11,7 +11,17 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import COUNTS, RANK, declared, every_default, every_method, periods, precision
+from cases import (
+    CASES,
+    COUNTS,
+    RANK,
+    declared,
+    every_default_matrix,
+    every_matrix,
+    every_method,
+    periods,
+    precision,
+)
 from toys import SHAPES, Net, Training, batch, disturb, make_net, one_layer, same
 
 import spectrain
@@ -41,7 +51,7 @@ def close(actual, expected, method, rtol=1e-5):
 # --- 1: apply, merge, copies --------------------------------------------------------------------
 
 
-@every_method
+@every_matrix
 @every_shape
 @every_kind
 def test_apply_keeps_the_function(method, shape, kind, bias):
@@ -55,7 +65,7 @@ def test_apply_keeps_the_function(method, shape, kind, bias):
     assert (layer(x).dtype, layer.in_features, layer.out_features) == (x.dtype, *reversed(shape))
 
 
-@every_method
+@every_matrix
 def test_merge_gives_the_module_back_with_the_outputs_of_just_before(method):
     plain, training = make_net(), Training(method)
     kinds = [(name, type(module)) for name, module in plain.named_modules()]
@@ -82,7 +92,7 @@ def test_merge_gives_the_module_back_with_the_outputs_of_just_before(method):
     assert torch.equal(plain.eval()(batch(0)[0]), merged(batch(0)[0]))
 
 
-@every_method
+@every_matrix
 def test_merge_brings_back_hooks_flags_and_mode(method):
     net = make_net()
     net.wide.weight.requires_grad_(False)
@@ -104,7 +114,18 @@ def test_merge_brings_back_hooks_flags_and_mode(method):
     assert calls == ["wide"]
 
 
-@every_default
+@pytest.mark.parametrize(
+    "method", [m for m in CASES.values() if m.against_merge()], ids=lambda method: method.title
+)
+def test_what_is_no_matrix_is_not_merged(method):
+    net = spectrain.apply(make_net(), method, report=None)
+    before = net(batch(0)[0])
+    with pytest.raises(spectrain.UsageError, match=r"cannot be merged, since .* keep the run"):
+        spectrain.merge(net)
+    assert torch.equal(net(batch(0)[0]), before)
+
+
+@every_default_matrix
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_merge_follows_a_conversion_of_the_model(method, dtype):
     net = spectrain.apply(make_net(), method, report=None).to(dtype)
@@ -115,7 +136,7 @@ def test_merge_follows_a_conversion_of_the_model(method, dtype):
     torch.testing.assert_close(merged(x), before, rtol=0.05, atol=0.05)
 
 
-@every_default
+@every_default_matrix
 def test_merge_after_loading_by_assignment(method):
     training = Training(method).run(0, 4)
     fresh = spectrain.apply(make_net(seed=3), method, report=None)
@@ -125,7 +146,7 @@ def test_merge_after_loading_by_assignment(method):
     torch.testing.assert_close(spectrain.merge(fresh)(x), before, rtol=1e-5, atol=1e-6)
 
 
-@every_method
+@every_matrix
 def test_a_copy_of_an_applied_model_stands_alone(method):
     training = Training(method).run(0, 3)
     copied = copy.deepcopy(training.model)
@@ -162,7 +183,7 @@ def gradients_both_ways(layer, x):
     return dict(zip(keys, own, strict=True)), dict(zip(keys, exact, strict=True))
 
 
-@every_method
+@every_matrix
 @every_shape
 @every_bias
 @pytest.mark.parametrize("inputs", [(3,), (2, 3), (200,)], ids=["few", "3-D", "many"])

@@ -7,7 +7,15 @@ import shutil
 
 import pytest
 import torch
-from cases import CASES, PERIOD, every_default, every_method, some_of
+from cases import (
+    CASES,
+    PERIOD,
+    every_default,
+    every_default_matrix,
+    every_matrix,
+    every_method,
+    some_of,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -40,7 +48,7 @@ def test_bf16_autocast_stays_close_to_float32(method):
         assert (gradient - reference[name]).abs().max() <= 0.05 * scale, name
 
 
-@every_method
+@every_matrix
 def test_a_bf16_model_trains_and_merges(method):
     training = Training(method, dtype=torch.bfloat16).run(0, PERIOD + 2)
     x, y = batch(0, torch.bfloat16)
@@ -128,7 +136,7 @@ def test_a_model_converted_after_apply_trains_past_its_events(method):
     assert all(p.isfinite().all() for p in training.model.parameters())
 
 
-@every_default
+@every_default_matrix
 def test_merging_inside_autocast_rounds_nothing(method):
     training = Training(method).run(0, 4)
     expected = spectrain.merge(copy.deepcopy(training.model)).state_dict()

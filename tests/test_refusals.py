@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from cases import RANK, every_default, small
+from cases import RANK, every_default, every_default_matrix, small
 from torch import nn
 from toys import Training, batch, make_net
 
@@ -99,7 +99,7 @@ def test_a_bare_layer_is_refused_and_left_as_it_was(method):
     assert linear(torch.ones(6)).shape == (6,)
 
 
-@every_default
+@every_default_matrix
 def test_factors_in_no_optimizer_are_refused(method):
     net = make_net()
     early = torch.optim.AdamW(net.parameters())
@@ -286,7 +286,7 @@ def test_training_without_attach_is_said_at_the_merge(method):
         spectrain.merge(training.model)
 
 
-@every_default
+@every_default_matrix
 def test_nothing_is_said_where_nothing_is_wrong(method):
     training = Training(method)
     spectrain.detach(training.model)

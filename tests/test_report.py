@@ -1,6 +1,7 @@
 """Reports and plots of runs and comparisons, finished and partial."""
 
 import json
+import math
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from spectrain.runs.compare import load_comparison, run_comparison
 from spectrain.runs.plots import plot_comparison
 from spectrain.runs.report import write_report
 from spectrain.runs.report.bars import EVENTS, REST, bars_of, stacked
+from spectrain.runs.rows import drawn_trials
 from spectrain.runs.run_plots import plot_run
 from spectrain.runs.summary import summarise
 from spectrain.runs.terminal import render
@@ -84,6 +86,22 @@ def test_report_of_a_comparison(tmp_path):
         *("loss_by_step.png", "loss_by_time.png"),
         *("perplexity_by_memory.png", "spectra.png"),
     }
+
+
+def test_a_comparison_tells_how_gradients_follow_those_of_full_rank(tmp_path):
+    comparison = compare(tmp_path, plan(), FakeTraining())
+    shown = drawn_trials(comparison)
+    for key, signs in (("full", {"weight": 1}), ("sst", {"U": 1, "s": -1})):
+        for trial in shown[key]:
+            rows = []
+            for step in range(6):
+                norms = {f: 3 + sign * math.sin(step + trial.seed) for f, sign in signs.items()}
+                rows.append({"step": step, "layers": {"a": {"gradient": norms}}})
+            path = comparison.trial_directory(trial) / "dynamics.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = read(write_report(comparison.directory))
+    assert "Correlation over training" in text
+    assert re.search(r"SST\s*U\s*1\.00\s*3\s*SST\s*s\s*−1\.00\s*3", text)
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -243,8 +243,8 @@ def pictures(html):
         yield title, np.array(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def test_a_map_of_spectra_has_the_shades_of_its_values(dynamics, tmp_path):
-    found = dict(pictures(spectra_maps(dynamics, tmp_path)))
+def test_a_map_of_spectra_has_the_shades_of_its_values(dynamics):
+    found = dict(pictures(spectra_maps(dynamics)))
     assert list(found) == list(LAYERS)
     values = [
         [singular(t, place, i) for i in range(VECTORS) for t in range(0, 401, 50)]
@@ -290,6 +290,7 @@ def test_rows_that_say_nothing_are_passed_over(tmp_path):
     found = Dynamics(tmp_path)
     assert {name: steps.tolist() for name, steps in found.events().items()} == {"merge": [1]}
     assert found.by_factor("gradient") == {}
+    assert found.gradients()[-1] == {"step": 2, "layers": {"a": {"gradient": {}}}}
     assert found.drift() is None
     assert {layer: s.values.tolist() for layer, s in found.spectra().items()} == {"d": [[2, 1]]}
     assert found.draws() == {}
@@ -298,14 +299,14 @@ def test_rows_that_say_nothing_are_passed_over(tmp_path):
 def test_without_the_file_there_is_nothing(tmp_path):
     found = Dynamics(tmp_path)
     assert not found.rows
-    assert spectra_maps(found, tmp_path) == draw_maps(found, 0.0) == ""
+    assert spectra_maps(found) == draw_maps(found, 0.0) == ""
 
 
 def test_rows_are_in_the_form_that_training_writes():
     """The contract, in words: what the fixture has and no more is relied on."""
     kinds = {frozenset(row) - {"step"} for row in rows()}
     assert kinds == {
-        *map(frozenset, ({"layers"}, {"spectra"}, {"event", "layers"}, {"sampled", "of"}))
+        *map(frozenset, ({"layers"}, {"spectra", "of"}, {"event", "layers"}, {"sampled", "of"}))
     }
 
 

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 import torch
-from cases import RANK, every_default, small
+from cases import RANK, every_default, every_default_matrix, small
 from torch import nn
 from torch.nn import functional as F
 from toys import Training, make_net
@@ -60,7 +60,7 @@ def bare_loop(model, method):
 
 
 @pytest.mark.parametrize("make", [mlp, Patches])
-@every_default
+@every_default_matrix
 def test_a_bare_loop_trains_and_merges(method, make):
     assert len(inspect.getsource(bare_loop).splitlines()) <= 20
     torch.manual_seed(1)
@@ -84,7 +84,7 @@ class Reused(nn.Module):
         return x
 
 
-@every_default
+@every_default_matrix
 def test_a_layer_that_stands_in_two_places_is_exchanged_in_both(method):
     net, plain = Reused(), None
     plain = copy.deepcopy(net)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import every_default
+from cases import every_default_matrix
 from tiny import causal_model
 from toys import same
 from transformers import AutoModelForCausalLM
@@ -14,7 +14,7 @@ import spectrain
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", ["llama", "opt"])
-@every_default
+@every_default_matrix
 def test_embeddings_survive_apply_training_merge_and_files(method, kind, tied, tmp_path):
     model = causal_model(kind, tied)
     keys = [(n, v.shape, v.dtype) for n, v in model.state_dict().items()]

@@ -15,8 +15,11 @@ from spectrain.methods.fira import Fira
 from spectrain.methods.full import FullRank
 from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
+from spectrain.methods.lost import LOST
+from spectrain.methods.lowrank import LowRank
 from spectrain.methods.pela import PELA
 from spectrain.methods.relora import ReLoRA
+from spectrain.methods.sltrain import SLTrain
 from spectrain.methods.sst import SST
 from spectrain.methods.switchlora import SwitchLoRA
 from spectrain.methods.trp import TRP
@@ -25,6 +28,7 @@ from spectrain.surgery import apply, merge
 __all__ = [
     "APOLLO",
     "DCT",
+    "LOST",
     "PELA",
     "SST",
     "TRP",
@@ -34,8 +38,10 @@ __all__ = [
     "GaLore",
     "LayerWise",
     "LoRA",
+    "LowRank",
     "ReLoRA",
     "RunError",
+    "SLTrain",
     "SpectrainError",
     "SwitchLoRA",
     "UsageError",

@@ -152,6 +152,10 @@ class Method:
         """Why several processes cannot train one model by it; None where they can."""
         return None
 
+    def against_merge(self) -> str | None:
+        """Why a layer is equal to no single matrix W, so that nothing can be merged; None where it is."""
+        return None
+
     def phases(self, steps: int) -> list[tuple[Method, int]]:
         """How a run of `steps` is divided: (method, steps) in order, each with its own attach."""
         return [(self, steps)]

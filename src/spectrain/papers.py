@@ -112,6 +112,42 @@ SWITCHLORA = Paper(
     year=2024,
     arxiv="2406.06564",
 )
+RESTARTS = Paper(
+    key="glentis2025scalable",
+    title="Scalable Parameter and Memory Efficient Pretraining for LLM: Recent Algorithmic Advances and "
+    "Benchmarking",
+    authors="Glentis, Athanasios and Li, Jiaxiang and Shang, Qiulin and Han, Andi and "
+    "Tsaknakis, Ioannis and Wei, Quan and Hong, Mingyi",
+    year=2025,
+    arxiv="2505.22922",
+)
+SLTRAIN = Paper(
+    key="han2024sltrain",
+    title="SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
+    authors="Han, Andi and Li, Jiaxiang and Huang, Wei and Hong, Mingyi and Takeda, Akiko and "
+    "Jawanpuria, Pratik and Mishra, Bamdev",
+    year=2024,
+    arxiv="2406.02214",
+    venue="Advances in Neural Information Processing Systems",
+)
+LOST = Paper(
+    key="li2025lost",
+    title="LOST: Low-rank and Sparse Pre-training for Large Language Models",
+    authors="Li, Jiaxi and Yin, Lu and Shen, Li and Xu, Jinjin and Xu, Liwu and Huang, Tianjin and "
+    "Wang, Wenwu and Liu, Shiwei and Wang, Xilu",
+    year=2025,
+    arxiv="2508.02668",
+)
+WELORE = Paper(
+    key="jaiswal2025welore",
+    title="From Low Rank Gradient Subspace Stabilization to Low-Rank Weights: Observations, Theories, "
+    "and Applications",
+    authors="Jaiswal, Ajay and Wang, Yifan and Yin, Lu and Liu, Shiwei and Chen, Runjin and "
+    "Zhao, Jiawei and Grama, Ananth and Tian, Yuandong and Wang, Zhangyang",
+    year=2025,
+    arxiv="2407.11239",
+    venue="International Conference on Machine Learning",
+)
 TRP = Paper(
     key="xu2020trp",
     title="TRP: Trained Rank Pruning for Efficient Deep Neural Networks",

@@ -7,7 +7,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -81,9 +81,7 @@ def merge(model: Model) -> Model:
     layers = dict(parametrized(model))
     if not layers:
         raise UsageError("merge: this model has no exchanged layers (apply first; merge only once)")
-    for name, layer in layers.items():
-        if not layer.has_dense:
-            raise UsageError(f"merge: {name} is equal to no single matrix, so it stays as it is")
+    require_dense(layers)
     never_ticked = [n for n, layer in layers.items() if _trained_unattached(layer)]
     if never_ticked:
         warnings.warn(
@@ -97,6 +95,20 @@ def merge(model: Model) -> Model:
     for layer in layers.values():
         replace(model, layer, layer.restore())
     return model
+
+
+def require_dense(layers: Mapping[str, Parametrization], refused: str | None = None) -> None:
+    """Raise UsageError, with the method's reason, if a layer is equal to no single matrix.
+
+    refused: what cannot be done, in words; default: that it cannot be merged.
+    """
+    for name, layer in layers.items():
+        if reason := layer.method.against_merge():
+            what = refused or f"merge: {layer.method.title} cannot be merged"
+            raise UsageError(
+                f"{what}, since {reason} ({name} is one of its layers); keep the run, or the state dict: "
+                "the model goes on from there as it is"
+            )
 
 
 def parametrized(model: nn.Module) -> Iterator[tuple[str, Parametrization]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrain.cli import training
-from spectrain.cli.options import SectionedCommand, built, options_of
+from spectrain.cli.options import SectionedCommand, built, options_of, python_name
+from spectrain.method import registered
 from spectrain.runs.options import RunOptions
 from spectrain.tasks.finetune.options import FinetuneOptions
 
@@ -29,6 +31,8 @@ NOT_HERE = (
 
 
 def _train_finetune(out: Path, fork: Path | None, method: str, **values: Any) -> None:
+    if values["adapter"] is not None:
+        values |= _of_adapter(values, method)
     chosen = training.chosen_method(method, values)
     options = built(RunOptions, values)
     console, result, report = training.run_training(
@@ -39,8 +43,30 @@ def _train_finetune(out: Path, fork: Path | None, method: str, **values: Any) ->
         ("steps", f"{result['steps']:,} ({result[unit]:,} {unit})"),
         *(_labels(result) if values["classify"] else _responses(result, out)),
     ]
-    last = [("report", str(report)), ("next", f"spectrain merge {out} --out DIR")]
+    last = [("report", str(report)), training.after(chosen, out)]
     training.summarise(console, chosen, result, scores, last)
+
+
+def _of_adapter(values: dict[str, Any], method: str) -> dict[str, Any]:
+    """Rank, alpha and layers of --adapter, where no flag says otherwise."""
+    from spectrain.integrations.peft import PeftAdapter
+    from spectrain.tasks.reading import user_path
+
+    adapter = PeftAdapter.read(user_path(values["adapter"]))
+    rank, scale = adapter.rank, adapter.scale
+    alpha = None if rank is None or scale is None or scale == 1 else scale * rank
+    has = (
+        {f.name for f in dataclasses.fields(registered()[method])} if method in registered() else ()
+    )
+    unset: dict[str, Any] = {}
+    for name, value in (("rank", rank), ("alpha", alpha)):
+        flag = python_name("method", name)
+        if name in has and value is not None and values.get(flag) is None:
+            unset[flag] = value
+    if values["targets"] == "all-linear":
+        names = sorted({name.rpartition(".")[2] for name in adapter.layers})
+        unset["targets"] = rf"(.*\.)?({'|'.join(names)})"
+    return unset
 
 
 def _responses(result: dict[str, Any], out: Path) -> list[tuple[str, str]]:
@@ -102,7 +128,9 @@ train_finetune = SectionedCommand(
     "Example: spectrain train finetune --model smollm2/ --data gsm8k/ --method lora --method.rank 16 "
     "--out runs/gsm8k\n\n"
     "Example: spectrain train finetune --model minilm/ --classify --data sst2/ --method sst "
-    "--method.rank 8 --lr 1e-3 --out runs/sst2",
+    "--method.rank 8 --lr 1e-3 --out runs/sst2\n\n"
+    "Example: spectrain train finetune --model smollm2/ --data gsm8k/ --adapter adapter/ --method lora "
+    "--out runs/more",
     sections=[
         ("Run", training.RUN),
         ("Model and data", options_of(FinetuneOptions)),

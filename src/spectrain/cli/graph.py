@@ -62,7 +62,7 @@ def _train_graph(out: Path, fork: Path | None, method: str, recipe: str, **value
         rows.append((score.title, f"{text} test"))
     last = [
         ("report", str(report)),
-        ("next", f"spectrain merge {out} --out DIR"),
+        training.after(chosen, out),
     ]
     training.summarise(console, chosen, result, rows, last)
 

@@ -29,7 +29,7 @@ def _train_image(out: Path, fork: Path | None, method: str, **values: Any) -> No
         ("accuracy", _both(result, "accuracy", "{:.2%}")),
         ("cross-entropy", _both(result, "loss", "{:.4f}")),
     ]
-    last = [("report", str(report)), ("next", f"spectrain merge {out} --out DIR")]
+    last = [("report", str(report)), training.after(chosen, out)]
     training.summarise(console, chosen, result, scores, last)
 
 

@@ -41,7 +41,7 @@ def _train_lm(
         ("validation perplexity", f"{math.exp(result['validation_loss']):.2f}"),
         ("test perplexity", f"{math.exp(result['test_loss']):.2f}"),
     ]
-    last = [("report", str(report)), ("next", f"spectrain merge {out} --out DIR")]
+    last = [("report", str(report)), training.after(chosen, out)]
     training.summarise(console, chosen, result, scores, last)
 
 

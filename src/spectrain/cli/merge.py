@@ -20,7 +20,22 @@ _PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("run", type=_PATH)
-@click.option("--out", type=_PATH, required=True, help="folder to write")
+@click.option("--out", type=_PATH, help="folder to write the ordinary model to")
+@click.option(
+    "--peft",
+    type=_PATH,
+    metavar="DIR",
+    help="instead: folder to write what fine-tuning has changed to, as a LoRA adapter that peft loads",
+)
+@click.option(
+    "--peft-rank", type=int, metavar="N", help="rank of an adapter that is cut from a change's SVD"
+)
+@click.option(
+    "--peft-energy",
+    type=float,
+    metavar="SHARE",
+    help="instead of a rank: the share of each layer's squared singular values that it keeps, as 0.95",
+)
 @click.option(
     "--checkpoint",
     "which",
@@ -51,7 +66,10 @@ _PATH = click.Path(path_type=Path)
 @click.option("--verbose", is_flag=True, help="list the ranks that --prune keeps")
 def merge(
     run: Path,
-    out: Path,
+    out: Path | None,
+    peft: Path | None,
+    peft_rank: int | None,
+    peft_energy: float | None,
     which: str | None,
     share: float | None,
     by: str | None,
@@ -66,9 +84,26 @@ def merge(
 
     With --prune, RUN may also be a transformers folder of any causal language model with safetensors;
     every linear layer but the output head is pruned then. docs/pruning.md says more.
+
+    With --peft, an adapter is written that peft.PeftModel.from_pretrained adds to the base model: exactly,
+    if LoRA was trained; after other methods cut from the SVD of the change. docs/adapters.md says more.
     """
     pruning = _pruning(share, by, factored, verbose)
     which_one = checkpoint_named(which)
+    if (out is None) == (peft is None):
+        raise UsageError(
+            "give --out DIR for an ordinary model or --peft DIR for an adapter, one of them"
+        )
+    if peft is not None:
+        if pruning is not None:
+            raise UsageError("--prune is of ordinary models: give --out DIR, or leave --prune out")
+        _merge_to_adapter(run, peft, which_one, peft_rank, peft_energy)
+        return
+    assert out is not None
+    if peft_rank is not None or peft_energy is not None:
+        raise UsageError(
+            "--peft-rank and --peft-energy belong to --peft: give --peft DIR with them"
+        )
     from rich.console import Console
     from rich.progress import Progress
 
@@ -94,6 +129,32 @@ def merge(
         click.echo("\n".join(_summary(done.pruned)))
         click.echo(f"Logits were moved by pruning: {most}.")
     click.echo(f"Load it with {done.loader}({str(out)!r})")
+
+
+def _merge_to_adapter(
+    run: Path, out: Path, which: str | int | None, rank: int | None, energy: float | None
+) -> None:
+    from spectrain.runs.adapter import export_adapter
+    from spectrain.runs.changes import Truncation
+
+    asked = None if rank is None and energy is None else Truncation(rank, energy)
+    done = export_adapter(run, out, which, asked)
+    ranks = [layer.rank for layer in done.layers]
+    click.echo(
+        f"{out}: step {done.step}, adapter of {len(ranks)} layers, ranks {min(ranks)} … {max(ranks)}, "
+        f"{done.bytes / 2**20:.2f} MiB"
+        + (f"; saved whole: {', '.join(done.modules)}." if done.modules else ".")
+    )
+    most = f"largest difference {done.difference:.2g} at logits up to {done.largest:.3g}"
+    if not done.error:
+        click.echo(f"Its factors are those that were trained; with the base model, {most}.")
+    else:
+        worst, most_left = done.worst, done.worst.left_out / done.worst.norm
+        click.echo(
+            f"Left out of the change: {done.error:.3g} of its norm, at most {most_left:.3g} "
+            f"({worst.name}). Logits were moved by that: {most}."
+        )
+    click.echo(f"Load it with peft.PeftModel.from_pretrained(base_model, {str(out)!r})")
 
 
 def checkpoint_named(which: str | None) -> str | int | None:

@@ -125,6 +125,13 @@ def summarise(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def after(method: Method, out: Path) -> tuple[str, str]:
+    """The row that says what can be done with a finished run."""
+    reason = method.against_merge()
+    merging = f"spectrain merge {out} --out DIR"
+    return ("next", merging) if reason is None else ("not to be merged", f"since {reason}")
+
+
 # --- compare -----------------------------------------------------------------------------------
 
 

@@ -79,15 +79,15 @@ def ages(rows: Iterable[Row], step: int) -> dict[str, list[int | None]]:
 class SaddleAlarm:
     """Tells the layers that stay at a saddle point after a restart.
 
-    With W = W₀ + B A and B = 0, the gradient of A is zero, and B moves along A's few directions alone. What
-    counts is g = max over factors of ‖∂L/∂f‖ · ‖f‖: it does not change if B is scaled up and A down, it is
-    zero at B = 0, and a first-order bound on what a relative change of a factor does to the loss. Right
-    after a restart it is zero in any case; the alarm rings when a layer's g is below a thousandth of the
-    largest that it has had for three looks on end.
+    With W = W₀ + B A and B = 0, the gradient of A is zero, and B moves along A's few directions alone. So a
+    layer is there when one factor that the loss does depend on is near zero and the gradient of another is,
+    too; each below a thousandth of the largest that it has had. (At the end of training gradients alone
+    vanish.) Right after a restart that is so in any case: the alarm rings after three looks on end.
     """
 
     def __init__(self) -> None:
-        self._largest: dict[str, float] = {}
+        self._norms: dict[tuple[str, str], float] = {}  # the largest, by layer and factor
+        self._gradients: dict[tuple[str, str], float] = {}
         self._looks: dict[str, int] = {}
 
     def hear(self, layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -95,13 +95,16 @@ class SaddleAlarm:
         ringing = []
         for name, values in layers.items():
             gradient, norm = values.get("gradient", {}), values.get("norm", {})
-            strengths = [gradient[f] * norm[f] for f in gradient if f in norm]
-            if len(strengths) < 2:  # a single factor, as W itself, is at no such point
-                continue
-            strength = max(strengths)
-            largest = self._largest[name] = max(strength, self._largest.get(name, 0.0))
-            near = strength <= NEAR_ZERO * largest
+            flat = {f for f in gradient if _is_small(self._gradients, (name, f), gradient[f])}
+            gone = {f for f in norm if _is_small(self._norms, (name, f), norm[f])}
+            near = any(gradient.get(f) and flat - {f} for f in gone)
             self._looks[name] = self._looks.get(name, 0) + 1 if near else 0
             if self._looks[name] >= PATIENCE:
                 ringing.append(name)
         return ringing
+
+
+def _is_small(largest: dict[tuple[str, str], float], key: tuple[str, str], value: float) -> bool:
+    """Beside the largest so far, which is kept in `largest`."""
+    largest[key] = max(value, largest.get(key, 0.0))
+    return value <= NEAR_ZERO * largest[key]

@@ -28,6 +28,6 @@ def matrices(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if name.rpartition(".")[0] not in layers and parameter.ndim > 1 and parameter.numel():
             yield name, as_matrix(parameter.detach())
     for name, layer in layers.items():
-        if layer.has_dense:
+        if not layer.method.against_merge():
             weight = layer.dense().to(layer.weight_dtype)
             yield f"{name}.weight", weight.mT if layer.transposed else weight

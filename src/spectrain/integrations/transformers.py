@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from transformers import (
 from spectrain.attachment import attach, detach, is_attached
 from spectrain.errors import UsageError
 from spectrain.parametrizations.base import Parametrization
-from spectrain.surgery import parametrized
+from spectrain.surgery import parametrized, require_dense
 
 _MERGED = "merged"  # the folder of the ordinary model, beside a checkpoint's files
 _SHARD = "1GB"  # of a merged model, so much is in memory at a time
@@ -74,7 +74,7 @@ class SpectrainCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         model: nn.Module = kwargs["model"]
         optimizer: Optimizer = kwargs["optimizer"]
-        _require_dense(dict(parametrized(model)))  # now, not at the first save
+        require_dense(dict(parametrized(model)))  # now, not at the first save
         if is_attached(model):  # by a call of train() that an error ended
             detach(model)
         attach(model, optimizer)
@@ -151,7 +151,7 @@ def save_merged(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any
         raise UsageError(
             "save_merged: this model has no exchanged layers; call its save_pretrained"
         )
-    _require_dense(layers)
+    require_dense(layers)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plain: dict[str, Tensor] = {}
@@ -195,12 +195,3 @@ def save_merged(model: nn.Module, folder: str | os.PathLike[str], tokenizer: Any
             model.generation_config.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _require_dense(layers: Mapping[str, Parametrization]) -> None:
-    for name, layer in layers.items():
-        if not layer.has_dense:
-            raise UsageError(
-                f"{name} is equal to no single matrix, so no merged model can be written; save the "
-                "state dict in a loop of your own"
-            )

@@ -35,6 +35,12 @@ def linear_shape(linear: nn.Module) -> tuple[int, int]:
     return (columns, rows) if is_transposed(linear) else (rows, columns)
 
 
+def linear_weight(linear: nn.Module) -> Tensor:
+    """W (m, n) of a linear-like layer: a view of its weight without a gradient."""
+    weight: Tensor = linear.weight.detach()  # type: ignore[operator]
+    return weight.mT if is_transposed(linear) else weight
+
+
 class Parametrization(nn.Module):
     """One weight matrix W (m, n), kept in another form, with the bias of the layer it replaces.
 
@@ -48,7 +54,6 @@ class Parametrization(nn.Module):
 
     _passing: tuple[str, ...] = ("accumulated",)  # what a copy, or a pickle, does not take along
     resident: tuple[str, ...] = ()  # plain attributes that hold tensors in every step
-    has_dense = True  # False for a form that no single matrix is equal to; it cannot be merged
     clock: Tensor
     seed: Tensor
     bias: nn.Parameter | None
@@ -84,9 +89,9 @@ class Parametrization(nn.Module):
     def take_weight(self) -> Tensor:
         """The layer's W (m, n), in at least float32, taken out of the shell."""
         linear = self.shell[0]
-        weight = linear.weight.detach()  # type: ignore[operator]
+        weight = linear_weight(linear)
         linear._parameters["weight"] = None
-        return working(weight.mT.contiguous() if self.transposed else weight)
+        return working(weight.contiguous() if self.transposed else weight)
 
     def initial_generator(self) -> torch.Generator:
         """Random numbers for the factors' start."""
@@ -179,7 +184,7 @@ class Parametrization(nn.Module):
         return [self.seed, self.clock, *sums]
 
     def dense(self) -> Tensor:
-        """W (m, n) built explicitly, in at least float32."""
+        """W (m, n) built explicitly, in at least float32; there is none where `Method.against_merge`."""
         raise NotImplementedError
 
     def reduce(self, mean: Callable[[Tensor], None]) -> None:

@@ -20,7 +20,8 @@ class SpectralResidual(Factored):
     """Only the r active triples in factors, the rest of W as one dense frozen matrix.
 
     `base` (m, n) frozen, `U_active` (r, m), `s_active` (r,), `V_active` (r, n) trainable: LoRA's
-    memory and operations, at the price that frozen singular values do not move.
+    memory and operations, at the price that frozen singular values do not move. `places` (r,) tells which
+    of W's triples, counted from the largest, were drawn.
     """
 
     def __init__(
@@ -29,11 +30,12 @@ class SpectralResidual(Factored):
         super().__init__(linear, method)
         weight = self.take_weight()
         self.enhanced = enhanced
-        self._chosen: Tensor | None = None  # by `renew`, from all triples
         self.base = self.parameter(weight, trainable=False)
         self.s_active = nn.Parameter(weight.new_zeros(rank))
         self.U_active = nn.Parameter(weight.new_zeros(rank, self.out_features))
         self.V_active = nn.Parameter(weight.new_zeros(rank, self.in_features))
+        self.places: Tensor
+        self.register_buffer("places", torch.arange(rank, device=weight.device))
 
     @property
     def rank(self) -> int:
@@ -48,8 +50,8 @@ class SpectralResidual(Factored):
     def drift(self) -> Tensor:
         return torch.maximum(orthogonality_error(self.U_active), orthogonality_error(self.V_active))
 
-    def sampled(self) -> Tensor | None:
-        return self._chosen
+    def sampled(self) -> Tensor:
+        return self.places
 
     def dense(self) -> Tensor:
         U, V = working(self.U_active), working(self.V_active)
@@ -75,7 +77,8 @@ class SpectralResidual(Factored):
         """
         W = self.dense()
         U, s, V = svd(W) if candidates is None else randomized_svd(W, candidates, generator)
-        chosen = self._chosen = draw(sampling, s, self.rank, generator)
+        chosen = draw(sampling, s, self.rank, generator)
+        self.places.copy_(chosen)
         self.U_active.copy_(U[chosen])
         self.s_active.copy_(s[chosen])
         self.V_active.copy_(V[chosen])

@@ -34,6 +34,7 @@ FILES = (
     *("model.safetensors", "optimizer.safetensors", "probe.safetensors", "state.json"),
     *ROWS,
 )
+LATER = ("dynamics.jsonl",)  # what checkpoints of earlier versions do not have
 _NAME = re.compile(r"step-(\d{8,})")
 _MANIFEST = {"run": TEXT, "step": WHOLE, "files": Each({"bytes": WHOLE, "sha256": TEXT})}
 
@@ -51,8 +52,9 @@ class Checkpoint:
 
     def rows(self) -> dict[str, bytes]:
         """The files of rows as they were, by name. Raises RunError if they are gone."""
+        names = [name for name in ROWS if name not in LATER or (self.path / name).exists()]
         try:
-            return {name: (self.path / name).read_bytes() for name in ROWS}
+            return {name: (self.path / name).read_bytes() for name in names}
         except OSError as error:
             raise RunError(f"could not read {self.path}: {error.strerror or error}") from None
 
@@ -149,11 +151,11 @@ def _examine(path: Path, step: int, run: str) -> None:
         raise RunError(f"its manifest says step {manifest['step']}")
     files = manifest["files"]
     for name in FILES:
-        if name not in files:
+        if name not in files and name not in LATER:
             raise RunError(f"its manifest lacks {name}")
     if unknown := sorted(files.keys() - set(FILES)):
         raise RunError(f"its manifest names {unknown[0]!r}, which is no file of a checkpoint")
-    for name in FILES:
+    for name in files:
         file = path / name
         _require_plain(file)
         try:

@@ -25,7 +25,8 @@ from spectrain.tasks.task import Task
 
 FORMAT = 1
 LOCK = ".lock"
-HOW = ("shard",)  # options of how processes share the work: a run may be continued with others
+# Options of how processes share the work and of what is watched: a run may be continued with others.
+HOW = ("shard", "look_every", "tensorboard")
 _COMPARED = {
     "task": TEXT,
     "options": OBJECT,

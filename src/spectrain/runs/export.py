@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -29,10 +28,10 @@ from spectrain.runs.factored import (
     plain_tensor,
     skeleton,
 )
-from spectrain.runs.files import read_json, write_json
+from spectrain.runs.files import new_folder, read_json, write_json
 from spectrain.runs.prune import Progress, Pruned, prune, thin_ranks
 from spectrain.runs.weights import open_weights
-from spectrain.surgery import parametrized, select
+from spectrain.surgery import parametrized, require_dense, select
 from spectrain.tasks import factored as factored_form
 from spectrain.tasks import plain as plain_form
 
@@ -107,11 +106,7 @@ def export(
         source = _of_run(run, config, which) if is_run else _of_folder(run, which)
     except SafetensorError as error:
         raise RunError(f"{run} cannot be read: {str(error).splitlines()[0]}") from None
-    out = out.resolve()
-    partial = out.with_name(f".partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(out) as partial:
         exported = _write(source, partial, shard_size, pruning, factored, progress)
         close = exported.difference <= AGREE * max(1.0, exported.largest)
         if pruning is not None:
@@ -122,14 +117,7 @@ def export(
                 f"{exported.difference:.3g} (largest logit {exported.largest:.3g}); nothing was "
                 f"kept at {out}"
             )
-        if out.exists():
-            out.rmdir()
-        os.replace(partial, out)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"could not write {out}: {str(error).splitlines()[0]}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return replace(exported, directory=out)
+    return replace(exported, directory=out.resolve())
 
 
 def _of_run(run: Path, config: dict[str, Any], which: str | int | None) -> _Source:
@@ -146,6 +134,7 @@ def _of_run(run: Path, config: dict[str, Any], which: str | int | None) -> _Sour
     state = found.state()
     model = skeleton(run, config, state, form)
     layers = dict(parametrized(model))
+    require_dense(layers)
 
     def make(name: str) -> Tensor:
         with safe_open(found.path / "model.safetensors", framework="pt") as file:

@@ -2,9 +2,14 @@
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from spectrain.errors import RunError
 
@@ -34,6 +39,27 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out`, which is empty or not there, if nothing is raised within.
+
+    Raises RunError if the file system refuses.
+    """
+    out = out.resolve()
+    partial = out.with_name(f".partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"could not write {out}: {str(error).splitlines()[0]}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_left_overs(directory: Path) -> None:

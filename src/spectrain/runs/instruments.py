@@ -1,7 +1,7 @@
 """What is watched in training: gradients, updates, drift, spectra, sampling, events, saddle points.
 
-A look costs one pass over the factors and their gradients, in one step of a hundred; no other step waits
-for the device. docs/diagnostics.md describes the rows.
+A look costs one pass over the factors and their gradients, in one step of a hundred, and copies nothing as
+large as a weight; no other step waits for the device. docs/diagnostics.md describes the rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from spectrain.diagnostics.dynamics import SaddleAlarm
 from spectrain.distributed import gathered
 from spectrain.moments import Moments
+from spectrain.parametrizations.base import Parametrization
 from spectrain.runs.options import RunOptions
 from spectrain.runs.spectra import singular_values, some_layers
 from spectrain.surgery import parametrized
@@ -28,7 +30,7 @@ LEAST_BETWEEN_SPECTRA = 50  # steps
 EVENTS = 1000  # rows of one kind in a run, at most
 SAMPLES = 200  # rows of which vectors were drawn, at most
 OFFSET = 382  # of a thousand parts of a period, after which a look comes
-ROWS = 64  # of a frozen matrix, from which its change is estimated
+ROWS = 64  # of a whole matrix, from which its change is estimated
 
 Record = Callable[..., None]  # takes a row's fields
 
@@ -67,7 +69,7 @@ class Instruments:
         for row in said:
             if isinstance(row.get("layers"), dict):
                 self.rang |= bool(self.alarm.hear(row["layers"]))
-        self._before: tuple[list[tuple[str, str, Tensor]], list[Tensor], list[Tensor]] | None = None
+        self._before: _Before | None = None
         if step == 0 and options.look_period:
             self._write_spectra(0)
             self._write_samples(0)
@@ -79,28 +81,36 @@ class Instruments:
         # after them gradients are not what they are at other times.
         if not self.looking or not period or step == 0 or (step - OFFSET * period // 1000) % period:
             return
-        watched: list[tuple[str, str, Tensor]] = [
+        trained = [
             (name, factor, p)
             for name, layer in self.layers.items()
             for factor, p in layer.factors().items()
             if p.grad is not None
         ]
-        gradients = torch._foreach_norm([p.grad for _, _, p in watched if p.grad is not None])
-        watched += [
-            (name, factor, p[:ROWS])
+        folded = [
+            (name, factor, p)
             for name, layer in self.layers.items()
             for factor, p in layer.named_parameters(recurse=False)
-            if not p.requires_grad and p.shape == (layer.out_features, layer.in_features)
+            if not p.requires_grad and _is_whole(layer, p)
         ]
         with torch.no_grad():
-            self._before = watched, list(gradients), [p.detach().clone() for _, _, p in watched]
+            parts = [_part(self.layers[name], p) for name, _, p in (*trained, *folded)]
+            self._before = _Before(
+                names=[(name, factor) for name, factor, _ in (*trained, *folded)],
+                gradients=torch._foreach_norm(
+                    [p.grad for _, _, p in trained if p.grad is not None]
+                ),
+                norms=torch._foreach_norm([p.detach() for _, _, p in trained]),
+                parts=parts,
+                were=[part.clone() for part in parts],
+            )
 
     def after_update(self, step: int) -> None:
         """The update is made, and `step` steps are, their events with them."""
         if not self.options.look_period:
             return
         if self._before is not None:
-            self._look(step, *self._before)
+            self._look(step, self._before)
             self._before = None
         happened = self._write_events(step)
         if step % self.spectra_every == 0:
@@ -109,34 +119,28 @@ class Instruments:
             self._write_samples(step)
 
     @torch.no_grad()
-    def _look(
-        self,
-        step: int,
-        watched: list[tuple[str, str, Tensor]],
-        gradients: list[Tensor],
-        before: list[Tensor],
-    ) -> None:
-        norms = torch._foreach_norm(before)
-        torch._foreach_sub_(before, [p.detach() for _, _, p in watched])
-        changes = torch._foreach_norm(before)
+    def _look(self, step: int, before: _Before) -> None:
+        of_parts = torch._foreach_norm(before.were)
+        torch._foreach_sub_(before.were, before.parts)
+        changes = torch._foreach_norm(before.were)
         drifts = {
             name: d for name, layer in self.layers.items() if (d := layer.drift()) is not None
         }
-        numbers = [*gradients, *norms, *changes, *drifts.values()]
-        found = torch.stack([n.float() for n in numbers]).tolist()  # the one wait for the device
+        kinds = [before.gradients, before.norms, of_parts, changes, [*drifts.values()]]
+        together = torch.stack([number.float() for kind in kinds for number in kind]).cpu()
+        # Above is the one wait for the device.
+        split = (part.tolist() for part in torch.split(together, [len(kind) for kind in kinds]))
+        gradients, norms, old, moved, errors = split
         layers: dict[str, dict[str, Any]] = {name: {} for name in self.layers}
-        of_gradients, of_norms = found[: len(gradients)], found[len(gradients) :]
-        for (name, factor, _), norm in zip(watched, of_gradients, strict=False):
-            _put(layers[name], "gradient", factor, norm)
-        for i, (name, factor, _) in enumerate(watched):
-            norm, change = of_norms[i], of_norms[len(watched) + i]
-            if i < len(gradients):
-                _put(layers[name], "norm", factor, norm)
+        for (name, factor), gradient, norm in zip(before.names, gradients, norms, strict=False):
+            _put(layers[name], "gradient", factor, gradient)
+            _put(layers[name], "norm", factor, norm)
+        for (name, factor), norm, change in zip(before.names, old, moved, strict=True):
             # A factor that was zero, or is folded into a matrix at once, has no ratio; a matrix that did
             # not move, none either.
             if norm and change:
                 _put(layers[name], "update", factor, change / norm)
-        for name, drift in zip(drifts, found[len(found) - len(drifts) :], strict=True):
+        for name, drift in zip(drifts, errors, strict=True):
             if math.isfinite(drift):
                 layers[name]["drift"] = _short(drift)
         ringing = self.alarm.hear(layers)
@@ -185,7 +189,27 @@ class Instruments:
         for name, layer in self.shown:
             found[name] = _picked(singular_values(layer))
         if found:
-            self.record(step=step, spectra=found)
+            self.record(step=step, spectra=found, of={name: of.size for name, of in self.shown})
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a look keeps of the time before the update. What trains comes first."""
+
+    names: list[tuple[str, str]]  # layer and factor
+    gradients: tuple[Tensor, ...]  # norms, of what trains
+    norms: tuple[Tensor, ...]
+    parts: list[Tensor]  # views
+    were: list[Tensor]  # copies of them
+
+
+def _is_whole(layer: Parametrization, p: Tensor) -> bool:
+    return p.shape == (layer.out_features, layer.in_features)
+
+
+def _part(layer: Parametrization, p: Tensor) -> Tensor:
+    """A factor; of a matrix as large as W about ROWS rows, evenly spaced."""
+    return p.detach()[:: max(1, p.shape[0] // ROWS)] if _is_whole(layer, p) else p.detach()
 
 
 def _picked(values: list[float]) -> list[float]:

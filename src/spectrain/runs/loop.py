@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +42,7 @@ from spectrain.runs.tensorboard import TensorBoard
 from spectrain.runs.view import View
 from spectrain.surgery import apply, merge
 from spectrain.tasks.batch import Batch
-from spectrain.tasks.task import Task
+from spectrain.tasks.task import StartsFactors, Task
 
 
 class DivergedError(RunError):
@@ -87,7 +88,8 @@ class Training:
 
     def train(self) -> dict[str, Any]:
         """Train to the end, from the newest intact checkpoint where there is one."""
-        with stop_on_signal(self.view.alert, self.team.size > 1) as stop:
+        asked = stop_on_signal(self.view.alert, self.team.size > 1)
+        with asked as stop, ExitStack() as self.at_the_end:
             start = find_start_together(self.directory, self.view.say, self.team)
             folder = self.directory / "checkpoints"
             self.saver = Saver(folder, start.run, self.options, self.view.say, self.team.first)
@@ -112,7 +114,6 @@ class Training:
                 stopped = self.team.any(stopped or stop.asked)
         finally:
             self.view.end()
-            self.log.flush()
         if stopped:
             self.saver.wait()
             raise Interrupted(
@@ -133,6 +134,8 @@ class Training:
         if start.found is not None:
             random = restore(start.found, self.model, self.optimizer, self.options.build_optimizer)
             randomness.give_back(random, self.team, seed, self.now.step)
+        elif isinstance(self.task, StartsFactors):
+            self.task.start_factors(self.model)
         if not start.is_continued:
             first = {} if start.fork else spectra(self.model, "initial", {})
             self.team.decide(
@@ -149,6 +152,7 @@ class Training:
             else None
         )
         self.log = MetricsLog(self.directory, start.rows, writes, board)
+        self.at_the_end.callback(self.log.close)
         self._watch()
 
     # --- phases --------------------------------------------------------------------------------
@@ -367,7 +371,6 @@ class Training:
         """Write the last row, the spectra, what there is to see, and the result."""
         measured = self.now.best_step if self.options.patience else self.now.step
         self.log.record(step=measured, **scores)
-        self.log.flush()
         add_last_spectra(self.directory, last)
         for name, content in shown.items():
             write_atomic(self.directory / name, content)

@@ -64,10 +64,10 @@ class MetricsLog:
         if self.board is not None:
             self.board.write_look(row)
 
-    def flush(self) -> None:
-        """Write what TensorBoard's writer still has in memory; the files of rows have it already."""
+    def close(self) -> None:
+        """Close what TensorBoard's writer has open; the files of rows are closed after each row."""
         if self.board is not None:
-            self.board.flush()
+            self.board.close()
 
     def seen(self) -> list[dict[str, Any]]:
         """What the instruments saw until now."""

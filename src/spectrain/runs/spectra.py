@@ -17,7 +17,7 @@ LAYERS = 4  # of those at the start and at the end, which are written whole
 
 def some_layers(model: nn.Module, most: int) -> list[tuple[str, Parametrization]]:
     """At most so many layers that have a W, spread evenly, the first and the last among them."""
-    layers = [item for item in parametrized(model) if item[1].has_dense]
+    layers = [item for item in parametrized(model) if not item[1].method.against_merge()]
     count = min(most, len(layers))
     return [layers[round(i * (len(layers) - 1) / max(1, count - 1))] for i in range(count)]
 

@@ -37,6 +37,6 @@ class TensorBoard:
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, step)
 
-    def flush(self) -> None:
-        """Write what is still in memory."""
-        self.writer.flush()
+    def close(self) -> None:
+        """Write what is still in memory, and end the writer's thread."""
+        self.writer.close()

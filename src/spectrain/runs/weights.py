@@ -19,7 +19,7 @@ from spectrain.runs import checkpoint, position
 from spectrain.runs.directory import identity
 from spectrain.runs.factored import choose, form_of, owner_of, plain_state, plain_tensor, skeleton
 from spectrain.runs.files import read_json
-from spectrain.surgery import parametrized
+from spectrain.surgery import parametrized, require_dense
 from spectrain.tasks import factored, plain
 
 WHAT = (
@@ -161,6 +161,7 @@ def _of_run(run: Path, config: dict[str, Any], which: str | int) -> Weights:
     state = found.state()
     model = skeleton(run, config, state, form)
     layers = dict(parametrized(model))
+    require_dense(layers, f"{run} cannot be read as matrices")
     file = found.path / "model.safetensors"
     written = _contents(file)
     tensors = {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from spectrain.distributed import Processes
 from spectrain.tasks.batch import Batch
 from spectrain.tasks.score import Score
+
+
+@runtime_checkable
+class StartsFactors(Protocol):
+    """A task that lets a run's factors begin with something of its own, whatever the method's start."""
+
+    def start_factors(self, model: nn.Module) -> None:
+        """Called once, before the first step of a run, when the method was applied to `model`."""
 
 
 class Task(Protocol):

@@ -20,6 +20,7 @@ from spectrain.runs.report.page import (
     table,
 )
 from spectrain.runs.report.run import chapters, reproduce
+from spectrain.runs.report.twin import beside_full_rank
 from spectrain.runs.rows import drawn_trials
 from spectrain.runs.scores import cost_of
 from spectrain.runs.summary import summarise
@@ -57,7 +58,7 @@ def sections_of_comparison(comparison: Comparison) -> tuple[str, list[Section]]:
         Section("curves", "Curves", figures or paragraph("Nothing recorded yet.")),
         Section("memory", "Memory", stacked(bars)),
         Section("spectra", "Spectra", grid([ends_of_spectra(lines)])),
-        Section("factors", "Factors", chapters(runs)),
+        Section("factors", "Factors", beside_full_rank(comparison) + chapters(runs)),
         *exhibits(runs),
         Section("schedules", "Schedules", _schedules(plan)),
         Section("trials", "All trials", _trials(comparison)),

@@ -39,8 +39,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Spectra:
-    """Singular values of a layer over training, at evenly spaced ranks."""
+    """Singular values of a layer over training, at evenly spaced ranks of its `size`."""
 
+    size: int  # 0 where it is not known
     steps: Array  # (t,)
     values: Array  # (t, n), descending in each row
 
@@ -77,6 +78,16 @@ class Dynamics:
                     found[factor][step].append(value)
         return {factor: _spread(values) for factor, values in list(found.items())[:KINDS]}
 
+    def gradients(self) -> list[dict[str, Any]]:
+        """The gradient norms of looks, as rows of the file have them, and nothing else."""
+        found: dict[int, dict[str, Any]] = defaultdict(dict)
+        for row in self.rows:
+            for layer, look in _object(row.get("layers")).items():
+                norms = _object(_object(look).get("gradient"))
+                sound = {factor: norm for factor, norm in norms.items() if FINITE.holds(norm)}
+                found[row["step"]][layer] = {"gradient": sound}
+        return [{"step": step, "layers": layers} for step, layers in found.items()]
+
     def drift(self) -> Spread | None:
         """The largest |UᵀU − I| of layers with orthonormal factors."""
         found: dict[int, list[float]] = defaultdict(list)
@@ -107,14 +118,21 @@ class Dynamics:
     def spectra(self) -> dict[str, Spectra]:
         """By layer; those that were recorded in one length all along."""
         found: dict[str, dict[int, list[float]]] = defaultdict(dict)
+        sizes: dict[str, int] = {}
         for row in self.rows:
+            sizes_of = _object(row.get("of"))
             for layer, values in _object(row.get("spectra")).items():
+                sizes.setdefault(layer, _size(sizes_of.get(layer)))
                 if isinstance(values, list) and values and all(map(FINITE.holds, values)):
                     known = next(iter(found[layer].values()), values)
                     if len(values) == len(known):
                         found[layer][row["step"]] = values
         return {
-            layer: Spectra(np.array([*rows], dtype=float), np.array([*rows.values()], dtype=float))
+            layer: Spectra(
+                sizes[layer],
+                np.array([*rows], dtype=float),
+                np.array([*rows.values()], dtype=float),
+            )
             for layer, rows in list(found.items())[: self.layers]
             if rows
         }

@@ -1,10 +1,7 @@
 """What the factors of one run did during training: the figures of its dynamics.jsonl."""
 
-from pathlib import Path
-
 import numpy as np
 
-from spectrain.runs.curves import read_spectra
 from spectrain.runs.report.axes import Array, number
 from spectrain.runs.report.chart import Chart, figure_of
 from spectrain.runs.report.dynamics import Draws, Dynamics, Spectra, Spread
@@ -13,7 +10,6 @@ from spectrain.runs.report.page import grid, paragraph, table
 from spectrain.runs.report.series import Series
 
 SHADES = 64  # of a spectrum
-PICKED = 48  # singular values that a run records of a layer that has more
 DECADES = 3  # below the largest singular value
 # The shades of draws: how many draws ago the latest was that a vector took part in.
 AGES = ("never yet", "32 or more", "16–31", "8–15", "4–7", "2–3", "1", "trains now")
@@ -69,7 +65,7 @@ def alarms(dynamics: Dynamics) -> str:
     return paragraph(lead) + table(("layer", "from step", "to step"), rows)
 
 
-def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
+def spectra_maps(dynamics: Dynamics) -> str:
     """Singular values of layers over training, with one scale for all."""
     found = dynamics.spectra()
     largest = max((float(s.values.max()) for s in found.values()), default=0.0)
@@ -79,12 +75,8 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
     positive = np.concatenate([s.values[s.values > 0] for s in found.values()])
     # The few that are nearly zero would leave no shades for the others.
     low = min(max(np.log10(np.quantile(positive, 0.05)), high - DECADES), high - 0.1)
-    sizes = {layer: draws.size for layer, draws in dynamics.draws().items()}
-    sizes |= {layer: len(v["initial"]) for layer, v in read_spectra(directory).items()}
-    sizes |= {layer: count for layer, s in found.items() if (count := s.values.shape[1]) < PICKED}
-    if not found.keys() <= sizes.keys():
-        sizes = {}  # one kind of axis for all maps
-    maps = [_spectra_map(layer, s, low, high, sizes.get(layer)) for layer, s in found.items()]
+    by_index = all(s.size for s in found.values())  # one kind of axis for all maps
+    maps = [_spectra_map(layer, s, low, high, by_index) for layer, s in found.items()]
     lead = (
         "Singular values of W by layer: the largest at the top, steps from left to right. All maps "
         "have one scale of logarithms; what is smaller still has its lightest shade. Point at a map to "
@@ -94,7 +86,7 @@ def spectra_maps(dynamics: Dynamics, directory: Path) -> str:
     return paragraph(lead) + scale(SHADES, ends) + grid(maps, "maps")
 
 
-def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, size: int | None) -> str:
+def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, by_index: bool) -> str:
     """(n, t) shades of the logarithms of singular values."""
     places = np.log10(np.maximum(spectra.values, 10.0**low))
     shades = np.round((SHADES - 1) * np.clip((places - low) / (high - low), 0, 1))
@@ -102,7 +94,7 @@ def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, size: in
     first, last = float(steps[0]), float(steps[-1])
     at = np.linspace(first, last, COLUMNS)
     columns = np.abs(at[:, None] - steps).argmin(1)
-    rows = (1.0, float(size)) if size else (0.0, 100.0)
+    rows = (1.0, float(spectra.size)) if by_index else (0.0, 100.0)
     return heatmap(
         layer,
         f"Map of the singular values of {layer} over training",
@@ -116,7 +108,7 @@ def _spectra_map(layer: str, spectra: Spectra, low: float, high: float, size: in
             "values": ";".join(_numbers(row) for row in spectra.values),
             "rows": f"{rows[0]:g} {rows[1]:g}",
         },
-        "index" if size else "rank from the largest (%)",
+        "index" if by_index else "rank from the largest (%)",
     )
 
 

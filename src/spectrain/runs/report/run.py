@@ -51,7 +51,7 @@ def instruments(directory: Path, lines: Sequence[Line], dynamics: Dynamics) -> l
     """The sections of what was recorded of a run's factors."""
     steps, _ = column(read_rows(directory / "metrics.jsonl"), "loss")
     ends = ends_of_spectra(lines)
-    maps = factors.spectra_maps(dynamics, directory)
+    maps = factors.spectra_maps(dynamics)
     return [
         Section("factors", "Factors", factors.alarms(dynamics) + factors.norms(dynamics)),
         Section("spectra", "Spectra", maps + grid([ends])),

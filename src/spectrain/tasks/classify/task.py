@@ -131,6 +131,10 @@ class TextClassification:
     def skeleton(self) -> nn.Module:
         return self.base.skeleton(self.classes)
 
+    def start_factors(self, model: nn.Module) -> None:
+        if self.base.adapter is not None:
+            self.base.adapter.start(model)
+
     def loss(self, model: nn.Module, batch: TextBatch) -> Tensor:
         return F.cross_entropy(model(**batch.arguments).logits.float(), batch.targets)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from spectrain.errors import UsageError
+from spectrain.integrations.peft import PeftAdapter
 from spectrain.memory.checkpointing import checkpoint_blocks
 from spectrain.tasks.finetune.options import FinetuneOptions
 from spectrain.tasks.lm import hub
@@ -65,7 +66,9 @@ class Base:
                 f"the tokenizer of {name!r} has no padding token and no end-of-text token to pad with: "
                 "set tokenizer.pad_token and save it again"
             )
-        return cls(options, name, folder, gguf, config, tokenizer, layers)
+        found = cls(options, name, folder, gguf, config, tokenizer, layers)
+        _ = found.adapter  # refuse now what cannot be
+        return found
 
     @property
     def pad(self) -> int:
@@ -107,11 +110,25 @@ class Base:
             model = from_config(lambda: self._config(classes), _auto(classes))
         return self._prepared(model, classes)
 
+    @cached_property
+    def adapter(self) -> PeftAdapter | None:
+        """The one that training goes on with. Raises UsageError if it is none, or for other weights."""
+        if self.options.adapter is None:
+            return None
+        found = PeftAdapter.read(user_path(self.options.adapter))
+        if found.base not in (None, self.digest):
+            raise UsageError(
+                f"--adapter {self.options.adapter} was made for a model with other weights than "
+                f"{self.name}: give the model that it was trained on"
+            )
+        return found
+
     def describe(self) -> str:
         """Which model is trained, and what of it, in a sentence."""
         kept = self.config.num_hidden_layers if self.layers else None
         cut = f", first {kept} of {self.layers} layers" if kept != self.layers else ""
         head = " and a new head" if self.options.classify else ""
+        cut += f", with the adapter in {self.options.adapter}" if self.adapter else ""
         trained = (
             "everything trains"
             if self.options.train_ordinary

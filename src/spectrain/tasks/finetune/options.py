@@ -17,6 +17,11 @@ class FinetuneOptions:
         None,
         help="a transformers folder, a .gguf file or a hub name (organisation/name), with its tokenizer",
     )
+    adapter: str | None = option(
+        None,
+        help="a folder with a LoRA adapter as peft writes it, whose factors training goes on with "
+        "(--method lora or relora)",
+    )
     keep_layers: int | None = option(
         None,
         help="only the first so many layers, for quick runs; what such a model scores says nothing of the "

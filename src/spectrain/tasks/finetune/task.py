@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spectrain.distributed import Processes
 from spectrain.errors import UsageError
+from spectrain.integrations.peft import Adapters
 from spectrain.tasks.finetune.answers import ends_in_number, final_number
 from spectrain.tasks.finetune.base import Base
 from spectrain.tasks.finetune.batches import Batches, Rows
@@ -168,6 +169,10 @@ class FineTuning:
     def skeleton(self) -> nn.Module:
         return self.base.skeleton()
 
+    def start_factors(self, model: nn.Module) -> None:
+        if self.base.adapter is not None:
+            self.base.adapter.start(model)
+
     def loss(self, model: nn.Module, batch: Rows) -> Tensor:
         return response_loss(model, batch, self.options.loss_chunk)
 
@@ -247,6 +252,10 @@ class FineTuning:
         """What the model scores on test data as it was, measured once in a process."""
         if str(dtype) not in self._before:
             model = self.build_model().to(device)
+            if self.base.adapter is not None:
+                adapters = Adapters(model)
+                adapters.load("before", self.base.adapter.folder)
+                adapters.use("before")
             found = self.evaluate(model, "test", thorough=True, dtype=dtype)
             self._before[str(dtype)] = {f"test_{key}": value for key, value in found.items()}
         return self._before[str(dtype)]
