@@ -14,17 +14,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrain import APOLLO, DCT, LOST, SST, TRP, Fira, GaLore, LoRA, LowRank, ReLoRA, SLTrain
+from spectrain import (
+    APOLLO,
+    DCT,
+    LOST,
+    PELA,
+    SST,
+    TRP,
+    Fira,
+    GaLore,
+    LoRA,
+    LowRank,
+    ReLoRA,
+    SLTrain,
+    SwitchLoRA,
+)
 from spectrain.method import Method, registered
 from spectrain.parametrizations.additive import Additive
 from spectrain.parametrizations.base import Parametrization
 from spectrain.parametrizations.bases import CosineBasis, SeededBasis, StoredBasis
-from spectrain.parametrizations.dense import Dense, Truncated
+from spectrain.parametrizations.dense import Dense
+from spectrain.parametrizations.distilled import Distilled
 from spectrain.parametrizations.low_rank import LowRankProduct
 from spectrain.parametrizations.low_rank_columns import LowRankColumns
 from spectrain.parametrizations.low_rank_sparse import LowRankSparse
 from spectrain.parametrizations.residual import SpectralResidual
 from spectrain.parametrizations.spectral import Spectral
+from spectrain.parametrizations.switched import Switched
 
 RANK, PERIOD = 4, 3
 
@@ -78,7 +94,6 @@ VARIANTS: dict[str, Method] = {
     "lowrank-svd": LowRank(RANK, alpha=2.0, init="svd", restart_every=3, rewarm=2),
     "sltrain-svd": SLTrain(RANK, density=0.2, alpha=2.0, init="svd"),
     "lost-linear": LOST(RANK, density=0.3, activation="none"),
-    "trp-plain": TRP(truncate_every=3, energy=0.8, nuclear=0.0),
     "relora-prune-random": _relora(moments="prune", prune_ratio=0.5),
     "relora-prune-magnitude": _relora(moments="prune", prune="magnitude", prune_ratio=0.9),
     "relora-fresh": _relora(moments="fresh", rewarm=0),
@@ -101,6 +116,11 @@ VARIANTS: dict[str, Method] = {
     "fira-stagger": _fira(stagger=True, refresh_every=5),
     "apollo-tensor": APOLLO(RANK, refresh_every=3, scaling="tensor"),
     "dct-every-step": DCT(RANK),
+    "switchlora-often": SwitchLoRA(RANK, interval=2, freeze=1),
+    "switchlora-freeze": SwitchLoRA(RANK, interval=4, freeze=2, decay_steps=9),
+    "trp-nuclear": TRP(truncate_every=3, energy=0.7, nuclear=0.1),
+    "trp-plain": TRP(truncate_every=2, energy=0.8, nuclear=0.0),
+    "pela-feature": PELA(RANK, perturbation=0.0, feature=3.0),
     "dct-error-feedback": DCT(RANK, refresh_every=2, norm="l2", error_feedback=True),
 }
 
@@ -132,8 +152,9 @@ def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDec
 # (trainable, frozen) numbers that stand for W (m, n) at rank r, from the methods' cards.
 COUNTS: dict[type[Parametrization], Callable[[Parametrization, int, int, int], tuple[int, int]]] = {
     Dense: lambda layer, m, n, r: (m * n, 0),
-    Truncated: lambda layer, m, n, r: (m * n, m * n if layer.method.nuclear else 0),
     Additive: lambda layer, m, n, r: (r * (m + n), m * n),
+    Distilled: lambda layer, m, n, r: (r * (m + n), m * n),
+    Switched: lambda layer, m, n, r: (r * (m + n), m * n),
     LowRankProduct: lambda layer, m, n, r: (r * (m + n), 0),
     LowRankColumns: lambda layer, m, n, r: (
         r * (m + n) + m * math.ceil(layer.method.density * n),

@@ -104,7 +104,7 @@ def test_help_lists_every_setting_of_every_method(command, words):
     _, out, _ = command(*words, "--help")
     for key, cls in registered().items():
         heading = f"With --method {key}:" if words[0] == "train" else f"{cls.card.title} only:"
-        section = out.split(heading)[-1].split("\n\n")[0]
+        section = out.split(f"\n{heading}")[-1].split("\n\n")[0]
         prefix = "method" if words[0] == "train" else key
         for field in dataclasses.fields(cls):
             assert f"--{prefix}.{field.name.replace('_', '-')}" in section

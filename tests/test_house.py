@@ -19,7 +19,7 @@ FLOORS = (
     {"settings", "abstract", "linalg", "sharding"},
     {"parametrizations", "initializers", "sampling", "scaling"},
     {"method", "moments", "surgery", "checks", "distributed", "layerwise", "attachment"}
-    | {"groups", "optimizers"},
+    | {"correction", "groups", "optimizers"},
     {"methods"},
     {"memory"},
     {"__init__"},  # spectrain's public names

@@ -17,9 +17,11 @@ from spectrain.methods.galore import GaLore
 from spectrain.methods.lora import LoRA
 from spectrain.methods.lost import LOST
 from spectrain.methods.lowrank import LowRank
+from spectrain.methods.pela import PELA
 from spectrain.methods.relora import ReLoRA
 from spectrain.methods.sltrain import SLTrain
 from spectrain.methods.sst import SST
+from spectrain.methods.switchlora import SwitchLoRA
 from spectrain.methods.trp import TRP
 from spectrain.surgery import apply, merge
 
@@ -27,6 +29,7 @@ __all__ = [
     "APOLLO",
     "DCT",
     "LOST",
+    "PELA",
     "SST",
     "TRP",
     "APOLLOMini",
@@ -40,6 +43,7 @@ __all__ = [
     "RunError",
     "SLTrain",
     "SpectrainError",
+    "SwitchLoRA",
     "UsageError",
     "apply",
     "attach",

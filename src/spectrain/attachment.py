@@ -132,7 +132,7 @@ class Attachment:
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if self._backward is not None and self._backward.stepping:
             return args, kwargs
-        if checks.only_makes_state(optimizer):
+        if checks.only_makes_state(optimizer) or checks.is_inner_step(optimizer):
             return args, kwargs
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is not None:
@@ -265,7 +265,7 @@ class Attachment:
             if reason := method.against_processes():
                 raise UsageError(f"{method.title} with several processes: {reason}")
         self.processes.require_equal(
-            torch.stack([t for layer in layers for t in (layer.seed, layer.clock)]),
+            torch.stack([number for layer in layers for number in layer.alike()]),
             "the processes' layers have different seeds or clocks, so they would draw different "
             "vectors: call torch.manual_seed with one seed everywhere before the model is built and "
             "spectrain.apply, or load the same checkpoint",

@@ -109,6 +109,20 @@ def only_makes_state(optimizer: Optimizer) -> bool:
     return not optimizer.state and _called_from("state_dict.py", "_init_optim_state")
 
 
+def is_inner_step(optimizer: Optimizer) -> bool:
+    """True in the step of a parent class that an optimizer's own step calls: both run the hooks."""
+    frame, steps = sys._getframe(1), 0
+    for _ in range(12):
+        own = frame.f_code.co_name == "wrapper" and frame.f_code.co_filename.endswith(
+            "optimizer.py"
+        )
+        steps += own and frame.f_locals.get("self") is optimizer
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return steps > 1
+
+
 def _called_from(file: str, function: str, depth: int = 12) -> bool:
     """True if one of the callers is that function of a file so called."""
     frame = sys._getframe(1)

@@ -111,9 +111,9 @@ class Processes:
 
 
 def _state(layer: Parametrization, moments: Moments) -> Iterator[Tensor]:
-    """All that an event may edit: parameters, buffers, moments of the factors."""
+    """All that an event may edit: parameters, buffers and the like, moments of the factors."""
     yield from (p for name, p in layer.named_parameters(recurse=False) if name != "bias")
-    yield from layer.buffers(recurse=False)
+    yield from (*layer.buffers(recurse=False), *layer.hosted.values())
     for factor in layer.factors().values():
         yield from (v for v in moments.state(factor).values() if isinstance(v, Tensor))
 

@@ -195,9 +195,15 @@ def gaussian(shape: tuple[int, ...], generator: torch.Generator, *, like: Tensor
 
 def kaiming_uniform(shape: tuple[int, int], generator: torch.Generator, *, like: Tensor) -> Tensor:
     """U(−1/√n, 1/√n) for shape (r, n): Kaiming-uniform with a = √5, the field's start for A."""
+    return uniform(shape, 1 / math.sqrt(shape[1]), generator, like=like)
+
+
+def uniform(
+    shape: tuple[int, ...], bound: float, generator: torch.Generator, *, like: Tensor
+) -> Tensor:
+    """U(−bound, bound), drawn on the CPU in float32: the same on every device, in any dtype."""
     if like.is_meta:
         return torch.empty(shape, dtype=working(like).dtype, device="meta")
-    bound = 1 / math.sqrt(shape[1])
     draw = torch.rand(shape, generator=generator, dtype=torch.float32)
     scaled: Tensor = (2 * draw - 1) * bound
     return scaled.to(working(like))

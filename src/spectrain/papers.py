@@ -105,6 +105,13 @@ DCT_ADAMW = Paper(
     year=2025,
     arxiv="2505.17967",
 )
+SWITCHLORA = Paper(
+    key="zhou2024switchlora",
+    title="SwitchLoRA: Switched Low-Rank Adaptation Can Learn Full-Rank Information",
+    authors="Zhou, Kaiye and Wang, Shucheng and Xu, Jun",
+    year=2024,
+    arxiv="2406.06564",
+)
 RESTARTS = Paper(
     key="glentis2025scalable",
     title="Scalable Parameter and Memory Efficient Pretraining for LLM: Recent Algorithmic Advances and "
@@ -149,4 +156,12 @@ TRP = Paper(
     year=2020,
     arxiv="2004.14566",
     venue="International Joint Conference on Artificial Intelligence",
+)
+PELA = Paper(
+    key="guo2024pela",
+    title="PELA: Learning Parameter-Efficient Models with Low-Rank Approximation",
+    authors="Guo, Yangyang and Wang, Guangzhi and Kankanhalli, Mohan",
+    year=2024,
+    arxiv="2310.10700",
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
 )

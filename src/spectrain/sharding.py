@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -56,3 +57,18 @@ def divided(full: Tensor, like: Tensor) -> Tensor:
 def write_back(full: Tensor, tensor: Tensor) -> None:
     """Copy this process's part of `full` into the sharded `tensor`; nothing crosses processes."""
     tensor.copy_(divided(full, tensor))
+
+
+def rows_here(
+    index: Tensor,  # numbers of rows, on the CPU
+    like: Tensor,
+) -> Tensor:
+    """Of the rows `index` of `like` those that this process holds, counted from its first; on the CPU.
+
+    Where `like` is not sharded that is all of them.
+    """
+    if not is_sharded(like):
+        return index
+    own = local(divided(torch.arange(like.shape[0], device=like.device), like))
+    first = int(own[0]) if len(own) else 0
+    return index[(index >= first) & (index < first + len(own))] - first

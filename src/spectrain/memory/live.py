@@ -16,7 +16,7 @@ from spectrain.optimizers import Stepping, each
 from spectrain.surgery import parametrized
 
 WEIGHTS = "weights"  # trainable parameters
-FROZEN = "frozen"  # frozen parameters, and buffers
+FROZEN = "frozen"  # frozen parameters, buffers, and what layers have in host memory
 CACHED = "cached"  # what exchanged layers keep within a step or between steps, as W built once
 GRADIENTS = "gradients"  # what stands, or will stand, in .grad
 OPTIMIZER = "optimizer"  # the optimizer's state: moments and step counters
@@ -106,6 +106,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for buffer in model.buffers():
                 self._own(buffer, FROZEN)
             for _, layer in parametrized(model):
+                self._own_all(layer.hosted, FROZEN)
                 self._own_cached(layer)
         for optimizer in self._optimizers:
             for entry in optimizer.state.values():

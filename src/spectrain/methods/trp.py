@@ -1,4 +1,4 @@
-"""TRP: ordinary training, in which every weight is set back to a low rank now and then."""
+"""TRP, trained rank pruning: dense weights that are truncated to low rank again and again."""
 
 from __future__ import annotations
 
@@ -7,73 +7,112 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from spectrain.method import Card, Event, Method, register
+from spectrain.abstract import is_abstract
+from spectrain.linalg import svd
+from spectrain.method import Card, Event, register
+from spectrain.methods.full import FullRank
 from spectrain.moments import Moments
 from spectrain.papers import TRP as PAPER
 from spectrain.parametrizations.base import Parametrization
-from spectrain.parametrizations.dense import Truncated
+from spectrain.parametrizations.dense import Dense
 from spectrain.settings import option
+from spectrain.sharding import divided
+
+Layers = Sequence[Dense]
 
 
 @register
 @dataclass(frozen=True)
-class TRP(Method):
-    """Every T steps W ← its truncated SVD of energy e, and in the step after that G ← G + λ U Vᵀ, the
-    subgradient of λ ‖W‖ in the nuclear norm (Xu et al. 2020, algorithm 1). The optimizer's moments stay.
+class TRP(FullRank):
+    """Every `truncate_every` steps W becomes its best approximation that has a share of its energy Σs².
 
-    Trains as much as full rank does. W drifts to a low rank, so that `spectrain merge --prune --factored`
-    loses little in the end.
+    Between two truncations all of W trains, so that the loss recovers; W drifts towards low rank, and what
+    is left at the end decomposes without fine-tuning (Xu et al. 2020). Moments stay. In the step after
+    a truncation λ U_k V_kᵀ, a subgradient of λ ‖W‖_*, is added to the gradient, after clipping; it waits
+    for that step in host memory. Linear layers alone: convolutions, which the paper is about, are not
+    exchanged.
+
+    A run whose steps are a multiple of `truncate_every` ends with truncated weights, and
+    ``spectrain merge RUN --prune 1 --factored`` stores them as thin factors.
     """
 
     card: ClassVar[Card] = Card(
         key="trp",
         title="TRP",
-        summary="full-rank training that sets every weight back to a low rank now and then, for a smaller "
-        "model in the end",
+        summary="dense weights that are truncated to low rank now and then, and recover in between",
         parametrization="dense W",
         initializer="the layer's own",
-        step_rule="after a truncation: G ← G + λ U Vᵀ",
-        schedule="truncate W by its singular values' energy",
-        paper_schedule="every 20 steps, energy 0.9",
+        step_rule="after a truncation: λ U Vᵀ added to the gradient",
+        schedule="truncate W by its energy",
+        paper_schedule="truncate about every 20 steps, in the first one too",
         papers=(PAPER,),
     )
 
     truncate_every: int = option(20, help="steps between truncations", symbol="T", minimum=1)
     energy: float = option(
         0.9,
-        help="share of the sum of squared singular values that a truncation keeps",
+        help="share of Σs² that the fewest singular values which stay have; 1: nothing is truncated",
         symbol="e",
         above=0.0,
         maximum=1.0,
     )
     nuclear: float = option(
         3e-4,
-        help="weight of the nuclear norm's subgradient; 0: none, which saves a frozen matrix a layer",
+        help="weight of the nuclear norm, in the step after a truncation",
         symbol="λ",
         minimum=0.0,
     )
 
-    def parametrize(self, linear: nn.Module) -> Truncated:
-        return Truncated(linear, self, direction=self.nuclear > 0)
+    def parametrize(self, linear: nn.Module) -> Dense:
+        layer = super().parametrize(linear)
+        if self.nuclear:
+            place = torch.device("meta" if layer.weight.is_meta else "cpu")
+            layer.hosted["subgradient"] = torch.zeros_like(layer.weight.detach(), device=place)
+        return layer
 
-    @torch.no_grad()
     def before_update(
         self, layers: Sequence[Parametrization], moments: Moments, clock: int
     ) -> None:
-        if clock == 0 or clock % self.truncate_every or not self.nuclear:
+        if not self.nuclear or not clock or clock % self.truncate_every:
             return
-        for layer in cast("Sequence[Truncated]", layers):
-            if layer.weight.grad is not None and layer.direction is not None:
-                layer.weight.grad.add_(layer.direction, alpha=self.nuclear)
+        for layer in cast(Layers, layers):
+            gradient = layer.weight.grad
+            if gradient is not None:
+                own = layer.hosted["subgradient"].to(gradient.device)
+                gradient.add_(divided(own, gradient), alpha=self.nuclear)
 
     def events(self) -> tuple[Event, ...]:
-        return (Event("truncation", lambda layer: self.truncate_every, self._truncate),)
+        return (Event("truncation", lambda layer: self.truncate_every, self._truncate_all),)
 
-    def _truncate(self, layers: Sequence[Parametrization], moments: Moments, clock: int) -> None:
-        for layer in cast("Sequence[Truncated]", layers):
-            layer.truncate(self.energy)
+    @torch.no_grad()
+    def _truncate_all(
+        self, layers: Sequence[Parametrization], moments: Moments, clock: int
+    ) -> None:
+        for layer in cast(Layers, layers):
+            if self.energy == 1.0 and not self.nuclear:
+                continue
+            U, s, V = svd(layer.weight)
+            rank = _rank_at(s, self.energy)
+            if rank < len(s):
+                layer.weight.copy_(U[:rank].mT * s[:rank] @ V[:rank])
+            if self.nuclear:
+                layer.hosted["subgradient"].copy_(U[:rank].mT @ V[:rank])
 
     def schedule_text(self) -> str:
-        return f"truncate every {self.truncate_every} steps"
+        return f"truncate every {self.truncate_every} steps to {self.energy:g} of the energy"
+
+    def variations(self) -> list[str]:
+        return ["the first truncation comes after truncate_every steps, not before the first step"]
+
+
+def _rank_at(
+    s: Tensor,  # (k,), descending
+    energy: float,
+) -> int:
+    """The fewest singular values with Σ_{i ≤ r} s² ≥ energy · Σ s²; all of them at energy 1."""
+    if energy == 1.0 or is_abstract(s):
+        return len(s)
+    sums = s.double().square().cumsum(0)
+    return min(int((sums < energy * sums[-1]).sum()) + 1, len(s))

@@ -47,7 +47,9 @@ class Parametrization(nn.Module):
     The replaced module is kept, without its weight, as a shell: `restore` puts the explicit W back
     into it, so that merging returns the very module that was there, hooks and attributes included.
 
-    Buffers: `clock`, optimizer steps since `apply`; `seed`, from which all later draws follow.
+    Buffers: `clock`, optimizer steps since `apply`; `seed`, from which all later draws follow. `hosted`
+    has tensors that stay in host memory wherever the layer is: part of the state dict, but no buffers,
+    which wrappers move, and send to other processes in every step.
     """
 
     _passing: tuple[str, ...] = ("accumulated",)  # what a copy, or a pickle, does not take along
@@ -71,6 +73,7 @@ class Parametrization(nn.Module):
         self.accumulated: Callable[[Tensor], None] | None = None
         self.index, self.peers = 0, 1  # place among so many of its method's layers; set by attach
         self.loaded = False  # set when a state dict is loaded, until the attachment has seen it
+        self.hosted: dict[str, Tensor] = {}
         self.shell = (linear,)  # in a tuple, so that it is not registered as a submodule
         self.bias = linear.bias  # type: ignore[assignment]
         for hooks in _HOOKS:  # the same dictionaries: they go on, here and after merge
@@ -147,7 +150,38 @@ class Parametrization(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.release()
         self.weight_dtype = fn(self.clock.new_empty(0, dtype=self.weight_dtype)).dtype
+        place = torch.device("meta" if self.clock.is_meta else "cpu")
+        for name, tensor in self.hosted.items():
+            if tensor.device != place:  # to_empty, or to("meta")
+                self.hosted[name] = torch.empty_like(tensor, device=place)
         return self
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """What is in the state dict is found by its name: torch.distributed.checkpoint looks for it."""
+        hosted = self.__dict__.get("hosted", {})
+        return hosted[name] if name in hosted else super().__getattr__(name)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor for name, tensor in self.hosted.items()})
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._buffers.update(self.hosted)  # for the call, so that torch checks and copies them
+        try:
+            super()._load_from_state_dict(*args)
+        finally:
+            for name, tensor in self.hosted.items():
+                self.hosted[name] = self._buffers.pop(name).to(tensor.device)  # type: ignore[union-attr]
+
+    def alike(self) -> list[Tensor]:
+        """Whole numbers () that are the same on all processes which train one model."""
+        # DistributedDataParallel sends parameters and buffers; of the rest it knows nothing.
+        sums = [
+            t.reshape(-1).view(torch.uint8).sum().to(self.seed.device) for t in self.hosted.values()
+        ]
+        return [self.seed, self.clock, *sums]
 
     def dense(self) -> Tensor:
         """W (m, n) built explicitly, in at least float32; there is none where `Method.against_merge`."""
@@ -200,7 +234,12 @@ def event_generator(layer: Parametrization, clock: int) -> torch.Generator:
 
     Nothing else needs saving for an exact resume, and every process draws the same.
     """
-    mixed = (int(layer.seed) ^ (clock * 0x9E3779B97F4A7C15)) & 0x7FFF_FFFF_FFFF_FFFF
+    return seeded_generator(int(layer.seed), clock)
+
+
+def seeded_generator(seed: int, clock: int) -> torch.Generator:
+    """`event_generator` of a layer whose seed is known: reading it off a device has to wait for that."""
+    mixed = (seed ^ (clock * 0x9E3779B97F4A7C15)) & 0x7FFF_FFFF_FFFF_FFFF
     return torch.Generator().manual_seed(mixed)
 
 

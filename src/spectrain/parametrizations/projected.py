@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +10,19 @@ from torch.nn import functional as F
 
 from spectrain.linalg import working
 from spectrain.parametrizations.base import (
-    Factored,
     Gradients,
     compute_dtype,
     own_backward,
     thin_product,
 )
+from spectrain.parametrizations.gathering import Gathering
 from spectrain.sharding import divided, replicated, whole
 
 if TYPE_CHECKING:
     from spectrain.method import Method
 
 
-class Projected(Factored):
+class Projected(Gathering):
     """W = base + basisᵀ R (side "left") or base + R basis (side "right").
 
     `base` (m, n) is frozen, and so are the r rows of the basis, of length a: m on the left, n on the
@@ -33,12 +31,8 @@ class Projected(Factored):
     gyᵀ (x basisᵀ). An attached method takes R out after every step, so R is zero in every forward pass
     and costs nothing there.
 
-    While `gather` is on, the backward passes form the dense gradient too, and R's is its projection.
-    It is the gradient of a leaf (m, n) that has no storage, so that autograd adds up micro-batches as
-    it does for any other.
+    What backward passes gather is the dense gradient (m, n); R's is its projection then.
     """
-
-    _passing = (*Factored._passing, "probe", "_stepped")
 
     def __init__(
         self,
@@ -60,12 +54,12 @@ class Projected(Factored):
         self.side = {"std": shorter, "reverse_std": longer}.get(side, side)
         self.rank, self.length = rank, m if self.side == "left" else n
         self.rank_dim = 0 if self.side == "left" else 1  # the dimension of R that the basis indexes
-        self.probe: Tensor | None = None  # the leaf whose gradient the dense one is
-        # R as the optimizer has it: under fully_shard another tensor than in a forward pass.
-        self._stepped: weakref.ref[nn.Parameter] | None = None
         self.resident = ("probe",) if gathers else ()
         self.base = self.parameter(weight, trainable=False)
         self.R = nn.Parameter(weight.new_zeros((rank, n) if self.side == "left" else (m, rank)))
+
+    def _probed(self) -> tuple[nn.Parameter, tuple[int, ...]]:
+        return self.R, (self.out_features, self.in_features)
 
     def table(self) -> tuple[Tensor, Tensor | None]:
         """The rows of the basis (r, a) and None; or a table (a, a), and which of its rows they are (r,)."""
@@ -108,33 +102,6 @@ class Projected(Factored):
             self.base.sub_(divided(step, self.base), alpha=scale)
         self.R.zero_()
 
-    def gather(self, on: bool = True) -> None:
-        """Collect the dense gradient from here on; with on=False no longer."""
-        if on and self.probe is None:
-            zero = torch.zeros((), dtype=self.R.dtype, device=self.R.device)
-            shape = self.out_features, self.in_features
-            self.probe = zero.expand(shape).detach().requires_grad_()
-            self._stepped = weakref.ref(self.R)
-            if self.accumulated is not None:
-                self.probe.register_post_accumulate_grad_hook(self.accumulated)  # type: ignore[no-untyped-call]
-        elif not on:
-            self.discard()  # the graph of a backward pass still holds the leaf, and all it has
-            self.probe = None
-
-    def reduce(self, mean: Callable[[Tensor], None]) -> None:
-        if self.probe is not None:
-            if self.probe.grad is None:  # a layer that another process may have used
-                self.probe.grad = self.probe.detach().clone(memory_format=torch.contiguous_format)
-            mean(self.probe.grad)
-
-    def leaves(self) -> tuple[Tensor, ...]:
-        return (self.R,) if self.probe is None else (self.R, self.probe)
-
-    @property
-    def gathered(self) -> Tensor | None:
-        """The dense gradient (m, n) of this step so far; None where none is collected."""
-        return None if self.probe is None else self.probe.grad
-
     @torch.no_grad()
     def clipped(self) -> tuple[Tensor, Tensor] | None:
         """`gathered`, scaled in place by what R's gradient was scaled by since the backward pass.
@@ -150,40 +117,15 @@ class Projected(Factored):
         scale = torch.where(energy > 0, (whole(seen) * inside).sum() / energy, 1.0)
         return dense.mul_(scale), inside.mul_(scale)
 
-    def discard(self) -> None:
-        """Forget what was collected, and go on collecting."""
-        if self.probe is not None:
-            self.probe.grad = None
-
-    def forget(self) -> None:
-        self.gather(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        if self.probe is not None:  # begun in another dtype or on another device
-            self.probe = None
-            self.gather()
-        return self
-
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
         rows = x.reshape(-1, self.in_features).to(dtype)
-        if self.probe is not None and not torch.compiler.is_compiling():
-            self._begin_anew()
+        self._begin_anew()
         weight = self.base if self.attached else self.dense().detach()
         y: Tensor = _ProjectedGradient.apply(  # type: ignore[no-untyped-call]
             rows, weight, *self.table(), self.R, self.bias, self.probe, self.side
         )
         return y.view(*x.shape[:-1], self.out_features)
-
-    def _begin_anew(self) -> None:
-        """In a step's first micro-batch, drop what is left of a step that was skipped.
-
-        (Under torch.compile it stays; an overflow's gradient is not finite, and is not used then.)
-        """
-        R = None if self._stepped is None else self._stepped()
-        if torch.is_grad_enabled() and R is not None and R.grad is None:
-            self.discard()
 
 
 def _chosen(table: Tensor, index: Tensor | None) -> Tensor:

@@ -116,8 +116,9 @@ class RunMemory:
 
     def measure(self, model: nn.Module, optimizer: Stepping, gradients: int) -> dict[str, int]:
         """The sizes in bytes that the phase has, whatever the step; `gradients` is known already."""
+        hosted = (t for _, layer in parametrized(model) for t in layer.hosted.values())
         sizes = {
-            "weights": size_of([*model.parameters(), *model.buffers()]),
+            "weights": size_of([*model.parameters(), *model.buffers(), *hosted]),
             "gradients": gradients,
             "optimizer": size_of(
                 value
