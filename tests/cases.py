@@ -140,6 +140,10 @@ def _with_matrix(cases: Mapping[str, Method]) -> pytest.MarkDecorator:
 every_matrix, every_default_matrix = _with_matrix(CASES), _with_matrix(DEFAULTS)
 
 
+# One of each kind of form and of what is done around steps, for tests that take seconds each.
+KINDS = ("full", "lora", "sst", "galore", "fira", "switchlora", "sltrain")
+
+
 def some_of(cases: Mapping[str, Method], now: Collection[str]) -> pytest.MarkDecorator:
     """`method` from `cases`; what is not in `now` is left to `make test-all`, where each takes seconds."""
     params = [

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from cases import every_default
+from cases import DEFAULTS, KINDS, some_of
 from tiny import final, rows, same
 from tiny_base import encoder, options, run, write_causal
 from torch.nn import functional as F
@@ -50,7 +50,7 @@ every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 @every_kind
-@every_default
+@some_of(DEFAULTS, KINDS)
 def test_every_method_trains_and_plans(tmp_path, make, method):
     task = make(answer="none", before=False)
     start = task.evaluate(task.build_model(), "test", thorough=True, dtype=torch.float32)

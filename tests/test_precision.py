@@ -9,6 +9,7 @@ import pytest
 import torch
 from cases import (
     CASES,
+    KINDS,
     PERIOD,
     every_default,
     every_default_matrix,
@@ -22,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from toys import Training, batch, make_net, same
 
 import spectrain
-from spectrain.method import registered
 
 
 @every_method
@@ -99,7 +99,7 @@ def compiled_and_eager(method, backend, steps, autocast=False):
     return found
 
 
-@some_of(CASES, registered())
+@some_of(CASES, KINDS)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_a_compiled_model_trains_alike_without_graph_breaks(method, autocast):
     if getattr(method, "dropout", 0):

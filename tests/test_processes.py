@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, some_of
+from cases import CASES, KINDS, some_of
 from torch import distributed as dist
 from torch import nn
 from torch.distributed import checkpoint as dcp
@@ -29,7 +29,7 @@ from toys import batch, make_net, same
 import spectrain
 from spectrain import LayerWise, linalg
 from spectrain.errors import NonFiniteError
-from spectrain.method import Method, registered
+from spectrain.method import Method
 from spectrain.methods import galore, relora, sst
 
 STEPS = 8
@@ -40,7 +40,7 @@ METHODS = {
     for name, method in CASES.items()
     if name != "lora-dropout" and not method.against_processes()
 }
-every_method = some_of(METHODS, registered())
+every_method = some_of(METHODS, KINDS)
 
 
 def states(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
