@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_base import causal, encoder, options
+from tiny_base import causal, encoder, make_labels, make_task
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -14,27 +14,8 @@ from spectrain import LoRA
 from spectrain.errors import UsageError
 from spectrain.surgery import apply
 from spectrain.tasks.classify.scores import scores_of
-from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.batches import rows_of
 from spectrain.tasks.finetune.loss import mean_loss, response_loss
-from spectrain.tasks.finetune.task import FineTuning
-
-
-def make_task(kind=FineTuning, **values):
-    return kind.load(options(**values))
-
-
-def make_labels(kind=TextClassification, **values):
-    own = {"model": encoder(), "classify": True, "max_length": 32}
-    return kind.load(options(**{**own, **values}))
-
-
-MAKERS = {
-    "responses": make_task,
-    "packed": lambda *a, **v: make_task(*a, packing=True, max_length=250, **v),
-}
-MAKERS |= {"labels": make_labels}
-every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 def slow_losses(model, examples):

@@ -6,35 +6,16 @@ import json
 
 import pytest
 import torch
-from tiny_base import causal, encoder, options
+from tiny_base import causal, make_task
 
 from spectrain import SST
 from spectrain.errors import UsageError
 from spectrain.surgery import apply
-from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.responding import Reply, respond
-from spectrain.tasks.finetune.task import FineTuning
 from spectrain.tasks.lm.evaluate import evaluate as evaluate_text
 from spectrain.tasks.lm.tokenizer import tokenize
 
 METHOD = SST(rank=4, resample_every=3, warmup=2, iterations_per_round=2)
-
-
-def make_task(kind=FineTuning, **values):
-    return kind.load(options(**values))
-
-
-def make_labels(kind=TextClassification, **values):
-    own = {"model": encoder(), "classify": True, "max_length": 32}
-    return kind.load(options(**{**own, **values}))
-
-
-MAKERS = {
-    "responses": make_task,
-    "packed": lambda *a, **v: make_task(*a, packing=True, max_length=250, **v),
-}
-MAKERS |= {"labels": make_labels}
-every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])

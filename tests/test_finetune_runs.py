@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import DEFAULTS, KINDS, some_of
 from tiny import final, rows, same
-from tiny_base import encoder, options, run, write_causal
+from tiny_base import every_kind, make_labels, make_task, run, write_causal
 from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
@@ -27,23 +27,6 @@ from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.task import FineTuning
 
 METHOD = SST(rank=4, resample_every=3, warmup=2, iterations_per_round=2)
-
-
-def make_task(kind=FineTuning, **values):
-    return kind.load(options(**values))
-
-
-def make_labels(kind=TextClassification, **values):
-    own = {"model": encoder(), "classify": True, "max_length": 32}
-    return kind.load(options(**{**own, **values}))
-
-
-MAKERS = {
-    "responses": make_task,
-    "packed": lambda *a, **v: make_task(*a, packing=True, max_length=250, **v),
-}
-MAKERS |= {"labels": make_labels}
-every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 # --- the loop -------------------------------------------------------------------------------------

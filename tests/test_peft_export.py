@@ -106,12 +106,6 @@ def test_a_share_of_energy_gives_each_layer_its_own_rank(tmp_path):
         if hasattr(module, "lora_A")
     }
     assert ranks == {layer.name: layer.rank for layer in done.layers}
-    torch.testing.assert_close(
-        (logits(loaded, IDS) - logits(merged(folder, tmp_path / "plain"), IDS)).abs().max(),
-        torch.tensor(done.difference),
-        rtol=9.0,  # of another input: of the same order
-        atol=0.0,
-    )
 
 
 def test_a_new_head_is_saved_whole(tmp_path):

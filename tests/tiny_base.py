@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -22,8 +23,10 @@ from spectrain.runs.jobs import _locked, _train
 from spectrain.runs.options import RunOptions
 from spectrain.runs.processes import Team
 from spectrain.runs.view import Silent
+from spectrain.tasks.classify.task import TextClassification
 from spectrain.tasks.finetune.builtin import problems, statements
 from spectrain.tasks.finetune.options import FinetuneOptions
+from spectrain.tasks.finetune.task import FineTuning
 from spectrain.tasks.lm.tokenizer import train_bpe
 
 CHAT = (
@@ -123,6 +126,25 @@ def options(**values: Any) -> FinetuneOptions:
     tiny = {"model": causal(), "max_length": 160, "batch_size": 4, "eval_examples": 8}
     tiny |= {"final_examples": 8, "generate": 4, "max_new_tokens": 6}
     return FinetuneOptions(**(tiny | values))
+
+
+def make_task(kind: Any = FineTuning, **values: Any) -> Any:
+    """Responses, or with packing=True those in shared rows."""
+    return kind.load(options(**values))
+
+
+def make_labels(kind: Any = TextClassification, **values: Any) -> Any:
+    """Labels of texts."""
+    own = {"model": encoder(), "classify": True, "max_length": 32}
+    return kind.load(options(**{**own, **values}))
+
+
+MAKERS = {
+    "responses": make_task,
+    "packed": lambda *a, **v: make_task(*a, packing=True, max_length=250, **v),
+    "labels": make_labels,
+}
+every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 def run_options(**values: Any) -> RunOptions:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from spectrain.abstract import is_abstract
-from spectrain.linalg import kaiming_uniform, svd, working
+from spectrain.linalg import kaiming_uniform, svd, uniform, working
+from spectrain.parametrizations.distilled import Distilled
 from spectrain.parametrizations.low_rank import LowRankProduct
 from spectrain.parametrizations.low_rank_columns import LowRankColumns
 from spectrain.parametrizations.low_rank_sparse import LowRankSparse
@@ -31,9 +32,11 @@ def balanced_halves(
 
 
 @torch.no_grad()
-def truncated_svd(layer: LowRankProduct, weight: Tensor) -> None:
+def truncated_svd(
+    layer: LowRankProduct | LowRankSparse | Distilled, weight: Tensor, scale: float = 1.0
+) -> None:
     """scale · B A is the best approximation of `weight` of the layer's rank, shared out evenly."""
-    B, A = balanced_halves(*svd(working(weight) / layer.scale), layer.rank)
+    B, A = balanced_halves(*svd(working(weight) / scale), layer.A.shape[0])
     layer.B.copy_(B)
     layer.A.copy_(A)
 
@@ -46,16 +49,13 @@ def random_places(layer: LowRankSparse, generator: torch.Generator) -> None:
     if is_abstract(layer.values):
         return
     layer.places.copy_(torch.randperm(m * n, generator=generator)[:entries].sort().values)
-    bound = 1 / math.sqrt(n)
-    layer.values.copy_((2 * torch.rand(entries, generator=generator) - 1) * bound)
+    layer.values.copy_(uniform((entries,), 1 / math.sqrt(n), generator, like=layer.values))
 
 
 @torch.no_grad()
 def largest_left(layer: LowRankSparse, weight: Tensor) -> None:
     """The best approximation of `weight`, and beside it the largest entries of what it leaves."""
-    B, A = balanced_halves(*svd(working(weight) / layer.scale), layer.A.shape[0])
-    layer.B.copy_(B)
-    layer.A.copy_(A)
+    truncated_svd(layer, weight, layer.scale)
     left = (working(weight) - layer.dense()).flatten()
     places = left.abs().topk(len(layer.values)).indices.sort().values
     layer.places.copy_(places)

@@ -56,7 +56,7 @@ class LowRank(Method):
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         layer = LowRankProduct(linear, self, rank=self.rank, scale=scale)
         if self.init == "svd":
-            truncated_svd(layer, weight)
+            truncated_svd(layer, weight, layer.scale)
         else:
             kaiming_product(layer, layer.initial_generator())
         return layer

@@ -8,6 +8,7 @@ from typing import ClassVar, cast
 
 from torch import nn
 
+from spectrain.initializers.low_rank import truncated_svd
 from spectrain.method import Card, Method, register
 from spectrain.moments import Moments
 from spectrain.papers import PELA as PAPER
@@ -68,7 +69,7 @@ class PELA(Method):
 
     def parametrize(self, linear: nn.Module) -> Distilled:
         m, n = linear_shape(linear)
-        return Distilled(
+        layer = Distilled(
             linear,
             self,
             rank=self.rank or max(1, int(m * n / (self.compression * (m + n)))),
@@ -76,6 +77,8 @@ class PELA(Method):
             perturbation=self.perturbation,
             tolerance=self.tolerance,
         )
+        truncated_svd(layer, layer.teacher.detach())
+        return layer
 
     def begin_step(self, layers: Sequence[Parametrization], clock: int) -> None:
         for layer in cast(Layers, layers):

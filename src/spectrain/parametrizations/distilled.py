@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from spectrain.linalg import svd, working
-from spectrain.parametrizations.base import Gradients, compute_dtype, is_autocast, own_backward
+from spectrain.linalg import working
+from spectrain.parametrizations.base import Gradients, compute_dtype, own_backward
 from spectrain.parametrizations.gathering import Gathering
+from spectrain.parametrizations.low_rank import low_rank_product
 from spectrain.sharding import divided
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Distilled(Gathering):
     """W = B A with `A` (r, n) and `B` (m, r) trainable, and beside it `teacher` (m, n), frozen.
 
-    They begin as √s Vᵀ and U √s of the teacher's r leading triples, its best approximation of that rank.
+    The factors are zero until an initializer fills them.
 
     What backward passes gather is the gradient that the distance D = B A − teacher gives the factors:
     of `feature` times the mean over tokens and outputs of (x Dᵀ)², with x the layer's own input, and of
@@ -45,10 +45,8 @@ class Distilled(Gathering):
         self.rank = rank
         self.losses = feature, perturbation, tolerance
         self.teacher = self.parameter(weight, trainable=False)
-        U, s, V = svd(weight)
-        roots = s[:rank].sqrt()
-        self.A = self.parameter(roots[:, None] * V[:rank], trainable=True)
-        self.B = self.parameter(U[:rank].mT * roots, trainable=True)
+        self.A = self.parameter(weight.new_zeros(rank, self.in_features), trainable=True)
+        self.B = self.parameter(weight.new_zeros(self.out_features, rank), trainable=True)
 
     def _probed(self) -> tuple[nn.Parameter, tuple[int, ...]]:
         return self.A, (1 + self.rank * (self.out_features + self.in_features),)
@@ -59,11 +57,7 @@ class Distilled(Gathering):
     def forward(self, x: Tensor) -> Tensor:
         self._begin_anew()
         x = x.to(compute_dtype(x))
-        if is_autocast(x) or x.dtype == self.A.dtype:
-            y = F.linear(F.linear(x, self.A), self.B, self.bias)
-        else:  # a half-precision model, whose factors are in float32
-            y = F.linear(F.linear(x.to(self.A.dtype), self.A), self.B).to(x.dtype)
-            y = y if self.bias is None else y + self.bias
+        y = low_rank_product(x, self.A, self.B, self.bias, 1.0)
         if self.probe is None or not self.training:
             return y
         rows = x.detach().reshape(-1, self.in_features)

@@ -63,7 +63,9 @@ def low_rank_product(
     scale: float,
 ) -> Tensor:  # (..., m)
     """scale · x Aᵀ Bᵀ + b, in autocast's dtype, or in that of the factors and then in that of x."""
-    if is_autocast(x):
-        return F.linear(F.linear(x, A) * scale, B, bias)
-    inner = F.linear(x.to(A.dtype), A) * scale
+    lowered = is_autocast(x)
+    inner = F.linear(x if lowered else x.to(A.dtype), A)
+    inner = inner if scale == 1.0 else inner * scale
+    if lowered:
+        return F.linear(inner, B, bias)
     return F.linear(inner, B, None if bias is None else bias.to(B.dtype)).to(x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spectrain.errors import UsageError
 from spectrain.linalg import working
 from spectrain.parametrizations.base import Factored, is_autocast
 
@@ -47,7 +48,9 @@ class LowRankColumns(Factored):
 
     def dense(self) -> Tensor:
         if self.curved:
-            raise NotImplementedError("a layer with SiLU between its factors is no matrix")
+            raise UsageError(
+                "a layer with SiLU between its factors is no matrix: there is no W of it"
+            )
         W = working(self.B) @ working(self.A) * self.mixing
         return W.index_add(1, self.channels, working(self.columns), alpha=1 - self.mixing)
 

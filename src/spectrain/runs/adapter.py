@@ -74,8 +74,8 @@ def export_adapter(
         raise UsageError(f"{run} is no run of spectrain (it has no config.json of one)")
     if config.get("task") not in KINDS:
         raise UsageError(
-            f"{run} began from no pretrained model, so there is no base that an adapter could change: "
-            "merge it with --out"
+            f"{run} is no run of train finetune, and only those know the base model that an adapter "
+            "changes: merge it with --out"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--peft {out} exists already; choose a new folder")
