@@ -57,9 +57,11 @@ def test_an_adapter_of_peft_is_continued(tmp_path, rslora):
     adapter = made_by_peft(tmp_path / "theirs", use_rslora=rslora)
     found = command(adapter, tmp_path / "run", "--method", "lora", "--steps", "1", "--lr", "0")
     assert "with the adapter in" in found.output
+    theirs = by_peft(adapter)
+    shutil.rmtree(adapter)  # not needed any more
     done = export_adapter(tmp_path / "run", tmp_path / "ours")  # nothing was learned at rate 0
     assert (done.error, {layer.rank for layer in done.layers}) == (0.0, {3})
-    theirs, ours = (by_peft(path) for path in (adapter, tmp_path / "ours"))
+    ours = by_peft(tmp_path / "ours")
     torch.testing.assert_close(logits(ours, IDS), logits(theirs, IDS), rtol=1e-4, atol=1e-4)
     before = json.loads((tmp_path / "run" / "before.json").read_text())
     after = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -98,6 +100,7 @@ def test_continuing_learns_and_resumes(tmp_path):
     ("settings", "flags", "said"),
     [
         ({}, ("--method", "sst"), r"no factors that an adapter could start: take --method lora"),
+        ({}, ("--method", "switchlora"), "no factors that an adapter could start"),
         ({}, ("--method", "lora", "--method.rank", "4"), "is of rank 3 at .* method of rank 4"),
         (
             {},
@@ -109,7 +112,7 @@ def test_continuing_learns_and_resumes(tmp_path):
         ({"bias": "all"}, ("--method", "lora"), 'has bias = "all"'),
         ({"target_modules": ["embed_tokens"]}, ("--method", "lora"), "of no LoRA of linear layers"),
     ],
-    ids=["sst", "rank", "alpha", "layers", "dora", "bias", "embedding"],
+    ids=["sst", "switchlora", "rank", "alpha", "layers", "dora", "bias", "embedding"],
 )
 def test_what_does_not_fit_is_said_in_a_sentence(tmp_path, settings, flags, said):
     adapter = made_by_peft(tmp_path / "theirs", **settings)

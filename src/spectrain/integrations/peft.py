@@ -155,7 +155,7 @@ class PeftAdapter:
             )
         for name, factors in self.layers.items():
             layer = layers[name]
-            if not isinstance(layer, Additive):
+            if type(layer) is not Additive:  # a subclass has more that belongs to its factors
                 raise UsageError(
                     f"{layer.method.title} has no factors that an adapter could start: take --method lora "
                     "or relora, or merge the adapter into the model first"

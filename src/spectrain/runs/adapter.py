@@ -93,7 +93,7 @@ def export_adapter(
 
 def _base(run: Path, config: Mapping[str, Any]) -> Base:
     """The model that the run began from, if it is still the same."""
-    own = {f.name for f in fields(FinetuneOptions)}
+    own = {f.name for f in fields(FinetuneOptions)} - {"adapter"}  # what it began with may be gone
     base = Base.find(FinetuneOptions(**{k: v for k, v in config["options"].items() if k in own}))
     if base.digest != config.get("corpus", {}).get("base_sha256"):
         raise UsageError(
